@@ -1,0 +1,1 @@
+"""Speed and memory of what seqjax computes, each table made by one command."""

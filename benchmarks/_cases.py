@@ -1,0 +1,119 @@
+"""What is measured: one row an operator, and inputs made from shared sizes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import baseline_scan
+from seqjax import ops
+
+FORMS = ("recurrent", "chunk", "parallel")
+
+
+class Sizes(NamedTuple):
+    """The shared shape: [batch, length, heads, key_dim or value_dim]."""
+
+    batch: int = 1
+    length: int = 2048
+    heads: int = 4
+    key_dim: int = 64
+    value_dim: int = 64
+
+
+class Case(NamedTuple):
+    """One operator on typical inputs.
+
+    Attributes:
+      run: called with the inputs and the keywords form and chunk_size (none
+        of them if `forms` is empty); returns (y, state).
+      inputs: makes the inputs from a key, the sizes and a dtype.
+      forms: the forms it has, a part of FORMS; empty where it has just one.
+      baseline: the same function of the same inputs as a scan over tokens,
+        returning y, or None where a scan is no rival.
+    """
+
+    run: Callable[..., Any]
+    inputs: Callable[[jax.Array, Sizes, Any], tuple[jax.Array, ...]]
+    forms: tuple[str, ...] = FORMS
+    baseline: Callable[..., jax.Array] | None = None
+
+
+def _attention_inputs(key, sizes, dtype):
+    shape = (sizes.batch, sizes.length, sizes.heads)
+    keys = jax.random.split(key, 3)
+    q = jax.random.normal(keys[0], (*shape, sizes.key_dim))
+    k = jax.random.normal(keys[1], (*shape, sizes.key_dim))
+    v = jax.random.normal(keys[2], (*shape, sizes.value_dim))
+    k = k * sizes.key_dim**-0.5
+    return q.astype(dtype), k.astype(dtype), v.astype(dtype)
+
+
+def _positive_inputs(key, sizes, dtype):
+    q, k, v = _attention_inputs(key, sizes, jnp.float32)
+    q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
+    return q.astype(dtype), k.astype(dtype), v.astype(dtype)
+
+
+def _gated_inputs(key, sizes, dtype):
+    key, gate_key = jax.random.split(key)
+    shape = (sizes.batch, sizes.length, sizes.heads)
+    log_decay = jax.nn.log_sigmoid(jax.random.normal(gate_key, shape) + 3)
+    return *_attention_inputs(key, sizes, dtype), log_decay
+
+
+def _ssd_inputs(key, sizes, dtype):
+    shape = (sizes.batch, sizes.length, sizes.heads)
+    state_shape = (sizes.batch, sizes.length, 1, sizes.key_dim)
+    keys = jax.random.split(key, 5)
+    x = jax.random.normal(keys[0], (*shape, sizes.value_dim))
+    dt = jax.nn.softplus(jax.random.normal(keys[1], shape) - 3)
+    A = -jax.random.uniform(keys[2], (sizes.heads,), minval=1.0, maxval=16.0)
+    B = jax.random.normal(keys[3], state_shape) * sizes.key_dim**-0.5
+    C = jax.random.normal(keys[4], state_shape)
+    return x.astype(dtype), dt, A, B.astype(dtype), C.astype(dtype)
+
+
+def _convolution_inputs(key, sizes, dtype):
+    width, channels = 4, sizes.heads * sizes.value_dim
+    x_key, weight_key = jax.random.split(key)
+    x = jax.random.normal(x_key, (sizes.batch, sizes.length, channels))
+    weight = jax.random.normal(weight_key, (width, channels)) * width**-0.5
+    return x.astype(dtype), weight.astype(dtype)
+
+
+def _normalized_linear_attention(q, k, v, **form):
+    return ops.linear_attention(q, k, v, normalize=True, **form)
+
+
+CASES = {
+    "linear_attention": Case(
+        ops.linear_attention,
+        _attention_inputs,
+        baseline=baseline_scan.linear_attention,
+    ),
+    "linear_attention_normalized": Case(
+        _normalized_linear_attention,
+        _positive_inputs,
+        baseline=baseline_scan.normalized_linear_attention,
+    ),
+    "retention": Case(
+        ops.retention, _attention_inputs, baseline=baseline_scan.retention
+    ),
+    "lightning_attention": Case(
+        ops.lightning_attention,
+        _attention_inputs,
+        baseline=baseline_scan.lightning_attention,
+    ),
+    "gated_linear_attention": Case(
+        ops.gated_linear_attention,
+        _gated_inputs,
+        baseline=baseline_scan.gated_linear_attention,
+    ),
+    "ssd": Case(ops.ssd, _ssd_inputs, baseline=baseline_scan.ssd),
+    "softmax_attention": Case(ops.softmax_attention, _attention_inputs),
+    "short_convolution": Case(
+        ops.short_convolution, _convolution_inputs, forms=()
+    ),
+}

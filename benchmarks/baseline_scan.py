@@ -1,0 +1,85 @@
+"""The recurrences as one would first write them: `lax.scan` over the tokens.
+
+    S_t = exp(g_t) S_{t-1} + k_t v_t^T          o_t = scale q_t S_t
+
+One step a token, differentiated by JAX, nothing checkpointed. Time: T
+dependent steps, each on the whole state [B, H, K, V] and none of them a matrix
+product worth the name. Memory: the backward pass keeps the state of every
+token, T K V numbers a head. This is what the operators are measured against
+and, being obvious, what their benchmark inputs are checked with.
+
+B batch, T time, H heads, K key, V value, N state, G groups.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def _scan(q, k, v, log_decay):
+    """Reads q [B,T,H,K] from the state fed with k [B,T,H,K] and v [B,T,H,V].
+
+    log_decay is [B,T,H], or None for a state that never forgets; returns
+    [B,T,H,V] in float32.
+    """
+
+    def step(state, token):
+        if log_decay is None:
+            q, k, v = token
+        else:
+            q, k, v, g = token
+            state = jnp.exp(g)[..., None, None] * state
+        state = state + k[..., :, None] * v[..., None, :]
+        return state, jnp.einsum("bhk,bhkv->bhv", q, state)
+
+    inputs = (q, k, v) if log_decay is None else (q, k, v, log_decay)
+    time_first = [jnp.moveaxis(x.astype(jnp.float32), 1, 0) for x in inputs]
+    batch, _, heads, key_dim = k.shape
+    start = jnp.zeros((batch, heads, key_dim, v.shape[-1]), jnp.float32)
+    _, outputs = jax.lax.scan(step, start, tuple(time_first))
+    return jnp.moveaxis(outputs, 0, 1)
+
+
+def linear_attention(q, k, v):
+    """Ungated attention: q, k [B,T,H,K], v [B,T,H,V] to [B,T,H,V]."""
+    scale = q.shape[-1] ** -0.5
+    return (scale * _scan(q, k, v, None)).astype(v.dtype)
+
+
+def normalized_linear_attention(q, k, v):
+    """Ungated attention over its weights' sum; q, k [B,T,H,K] positive."""
+    scale = q.shape[-1] ** -0.5
+    # A column of ones in v carries the running sum of the keys.
+    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
+    summed = scale * _scan(q, k, jnp.concatenate([v, ones], axis=-1), None)
+    return (summed[..., :-1] / (summed[..., -1:] + 1e-10)).astype(v.dtype)
+
+
+def gated_linear_attention(q, k, v, log_decay):
+    """One decay a token and head: log_decay [B,T,H], the rest as ungated."""
+    scale = q.shape[-1] ** -0.5
+    return (scale * _scan(q, k, v, log_decay)).astype(v.dtype)
+
+
+def retention(q, k, v):
+    """One decay a head, 1 - 2^(-5-h); q, k [B,T,H,K], v [B,T,H,V]."""
+    heads = jnp.arange(v.shape[2], dtype=jnp.float32)
+    log_decay = jnp.log1p(-jnp.exp2(-5.0 - heads))
+    log_decay = jnp.broadcast_to(log_decay, v.shape[:3])
+    return gated_linear_attention(q, k, v, log_decay)
+
+
+def lightning_attention(q, k, v):
+    """One decay a head, exp(-2^(-8(h+1)/H)), unscaled; H a power of two."""
+    heads = jnp.arange(1, v.shape[2] + 1, dtype=jnp.float32)
+    log_decay = -jnp.exp2(-8.0 * heads / v.shape[2])
+    log_decay = jnp.broadcast_to(log_decay, v.shape[:3])
+    return _scan(q, k, v, log_decay).astype(v.dtype)
+
+
+def ssd(x, dt, A, B, C):
+    """Mamba-2: x [B,T,H,P], dt [B,T,H], A [H], B and C [B,T,G,N]."""
+    per_group = x.shape[2] // B.shape[2]
+    keys = jnp.repeat(B, per_group, axis=2)
+    queries = jnp.repeat(C, per_group, axis=2)
+    y = _scan(queries, keys, dt[..., None] * x, dt * A[None, None, :])
+    return y.astype(x.dtype)

@@ -1,0 +1,1 @@
+"""Absl mains, configs and reports: the studies people run."""

@@ -1,0 +1,5 @@
+"""GPU kernels, one folder a family beside the reference it must equal.
+
+A kernel takes and returns arrays and knows nothing of seqjax: the operators
+call it through their `implementation` argument. No family is here yet.
+"""

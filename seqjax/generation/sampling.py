@@ -1,0 +1,123 @@
+"""How a token is drawn from logits: greedy, temperature, top-k, top-p.
+
+Temperature first, then the k likeliest tokens, then the smallest set of
+likeliest tokens with probability p among them (nucleus, arXiv 1904.09751).
+Equal logits are ranked by token id.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A way to draw tokens; hashable, a static argument of jitted functions.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: draw among that many likeliest tokens; None for all.
+      top_p: draw among the likeliest tokens whose sum of probabilities first
+        reaches top_p; None for all.
+
+    Raises:
+      ValueError: a value out of range, or top_k or top_p at temperature 0.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature must be a finite number of at least 0, got "
+                f"{self.temperature}"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(
+                f"top_k must be at least 1 or None, got {self.top_k}"
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"top_p must be above 0 and at most 1 or None, got {self.top_p}"
+            )
+        if self.greedy and (self.top_k is not None or self.top_p is not None):
+            raise ValueError(
+                f"top_k and top_p must be None at temperature 0, which takes "
+                f"the likeliest token, got top_k={self.top_k} and "
+                f"top_p={self.top_p}; set a temperature above 0"
+            )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0
+
+    def mask(self, logits: jax.Array) -> jax.Array:
+        """Logits over temperature, -inf where a token cannot be drawn.
+
+        Args:
+          logits: float [B, vocab].
+
+        Returns:
+          float32 [B, vocab].
+
+        Raises:
+          ValueError: the sampler is greedy.
+        """
+        if self.greedy:
+            raise ValueError("temperature must be above 0 to draw, got 0")
+        logits = logits.astype(jnp.float32) / self.temperature
+        if self.top_k is None and self.top_p is None:
+            return logits
+        order = jnp.argsort(-logits, axis=-1, stable=True)
+        ranked = jnp.take_along_axis(logits, order, axis=-1)
+        if self.top_k is not None:
+            rank = jnp.arange(logits.shape[-1])[None]
+            ranked = jnp.where(rank < self.top_k, ranked, -jnp.inf)
+        if self.top_p is not None:
+            likely = jax.nn.softmax(ranked, axis=-1)
+            before = jnp.cumsum(likely, axis=-1) - likely
+            # The likeliest token always stays: nothing is before it.
+            ranked = jnp.where(before < self.top_p, ranked, -jnp.inf)
+        rank_of = jnp.argsort(order, axis=-1)
+        return jnp.take_along_axis(ranked, rank_of, axis=-1)
+
+    def __call__(
+        self, logits: jax.Array, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Draws a token for each row.
+
+        Args:
+          logits: float [B, vocab].
+          keys: one random key a row; None where the sampler is greedy.
+
+        Returns:
+          int32 [B].
+        """
+        if self.greedy:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        draw = jax.vmap(jax.random.categorical)
+        return draw(keys, self.mask(logits)).astype(jnp.int32)
+
+
+def row_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
+    """fold_in(fold_in(key, row), position) for each row.
+
+    So a draw depends on neither the number of rows nor how many tokens are
+    made in a call.
+
+    Args:
+      key: one random key.
+      positions: int32 [B], index of the token to draw in its document.
+    """
+    rows = jnp.arange(positions.shape[0], dtype=jnp.int32)
+    return jax.vmap(
+        lambda row, position: jax.random.fold_in(
+            jax.random.fold_in(key, row), position
+        )
+    )(rows, positions)

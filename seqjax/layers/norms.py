@@ -1,0 +1,86 @@
+"""Root-mean-square norms, plain and gated.
+
+    rms(x) = x / sqrt(mean(x^2) + eps) * scale
+
+RMSNorm: arXiv 1910.07467.  Where a norm is gated, the order is part of the
+mixer: RetNet, GLA and lightning normalise and then gate; Mamba-2 gates and
+then normalises.  Statistics are taken in float32 (float64 for float64 input).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of statistics and gates: float32, float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def rms_normalize(x: jax.Array, eps: float) -> jax.Array:
+    """x over its root mean square along the last axis, in float32.
+
+    Args:
+      x: [..., D], any float dtype.
+      eps: added to the mean square.
+
+    Returns:
+      [..., D], float32 (float64 for float64 input).
+    """
+    x = x.astype(wide(x.dtype))
+    square = jnp.mean(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(square + eps)
+
+
+class RMSNorm(nn.Module):
+    """RMS norm over the last axis with a learned scale [D], at first 1."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x [..., D]; returns the dtype of x."""
+        scale = self.param(
+            "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32
+        )
+        y = rms_normalize(x, self.eps)
+        return (y * expand(scale, y)).astype(x.dtype)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMS norm and a gate, in either order.
+
+    Attributes:
+      activation: of the gate.
+      gate_first: True for rms(x * act(gate)) as Mamba-2; False for
+        rms(x) * act(gate) as RetNet and GLA.
+      groups: the last axis is normalised in that many groups.
+      eps: added to the mean square.
+    """
+
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
+    gate_first: bool = False
+    groups: int = 1
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
+        """Normalises x [..., D], gate of the same shape; dtype of x."""
+        scale = self.param(
+            "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32
+        )
+        y = x.astype(wide(x.dtype))
+        gate = self.activation(gate.astype(y.dtype))
+        if self.gate_first:
+            y = y * gate
+        grouped = y.reshape(*y.shape[:-1], self.groups, -1)
+        y = rms_normalize(grouped, self.eps).reshape(y.shape)
+        y = y * expand(scale, y)
+        return (y if self.gate_first else y * gate).astype(x.dtype)
+
+
+def expand(scale: jax.Array, like: jax.Array) -> jax.Array:
+    """`scale` [D] with leading axes of length 1, to meet `like` [..., D]."""
+    return scale.reshape((1,) * (like.ndim - 1) + scale.shape)

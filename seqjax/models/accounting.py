@@ -1,0 +1,106 @@
+"""What a model costs: parameters, state bytes, FLOPs; computed from shapes."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.models import config as config_lib
+from seqjax.models import language_model, mixers
+
+_DECAYED = ("kernel", "embedding", "unembedding", "conv")
+
+
+def abstract_parameters(config: config_lib.LanguageModelConfig) -> Any:
+    """The variables of `LanguageModel(config).init` as shapes and dtypes."""
+    model = language_model.LanguageModel(config)
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), tokens)
+
+
+def parameter_count(params: Any) -> int:
+    """Number of parameters in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def state_bytes(
+    config: config_lib.LanguageModelConfig, capacity: int
+) -> dict[str, int]:
+    """Bytes of the state of one layer and one row, for each pattern name.
+
+    Args:
+      config: a valid config.
+      capacity: tokens that softmax attention holds (at most window - 1 with a
+        window); the other mixers do not depend on it.
+    """
+    sizes = {}
+    for kind in dict.fromkeys(config.pattern):
+        mixer = mixers.build(config, kind, parent=None)
+        state = jax.eval_shape(lambda m=mixer: m.init_state(1, capacity))
+        sizes[kind] = sum(
+            math.prod(leaf.shape) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(state)
+        )
+    return sizes
+
+
+def flops_per_token(
+    config: config_lib.LanguageModelConfig, length: int
+) -> float:
+    """FLOPs of training on one token, forward and backward (3 x forward).
+
+    A multiply-add is two.  Projections, the output logits and what the mixers
+    do with their states are counted, norms and gates are not, nor what remat
+    computes again.
+
+    Args:
+      config: a valid config.
+      length: T, tokens of a document, for softmax attention.
+    """
+    params = abstract_parameters(config)["params"]
+    matrices = parameter_count(
+        [
+            leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            if path[-1].key in ("kernel", "conv")
+        ]
+    )
+    matrices += config.vocab_size * config.width
+    per_repeat = sum(_mixing_flops(config, kind, length)
+                     for kind in config.pattern)
+    return 3 * (2.0 * matrices + config.repeats * per_repeat)
+
+
+def _mixing_flops(
+    config: config_lib.LanguageModelConfig, kind: str, length: int
+) -> float:
+    """Forward FLOPs a token of one layer beside its projections."""
+    inner = config.heads * config.resolved_head_dim
+    match kind:
+        case "attention":
+            # The mean number of tokens a query sees, in q . k and in p . v.
+            window = min(config.window or length, length)
+            seen = window - window * (window - 1) / (2 * length)
+            return 4.0 * inner * seen
+        case "mamba2":
+            channels = config.mamba2_expand * config.width
+            state = channels * config.mamba2_state_size
+        case "retnet":
+            state = inner * config.resolved_head_dim
+            state *= config.retnet_value_expand
+        case _:
+            state = inner * config.resolved_head_dim
+    # Decay (1), write (2) and read (2) of each number of the state.
+    return 5.0 * state
+
+
+def weight_decay_mask(params: Any) -> Any:
+    """True for the matrices that weight decay acts on, in the tree of params.
+
+    Norm scales, biases, and Mamba-2's A_log, D and dt bias are left alone;
+    shapes do not tell, since scanned layers have one axis more.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key in _DECAYED, params
+    )

@@ -1,0 +1,123 @@
+"""What a model carries from one call to the next.
+
+Operator states hold no document id, so the cache does: where a call starts
+another document than the one that a row is in, the row's states and positions
+start afresh; within a call the operators reset by themselves.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax import ops
+from seqjax.recurrence import segments
+
+
+class ModelCache(NamedTuple):
+    """State of a language model after the tokens seen so far.
+
+    Attributes:
+      states: for each position of the pattern the state of its layers, every
+        leaf with a leading axis of length `repeats`.
+      segment: int32 [B], document id of the last real token, -1 if none yet.
+      position: int32 [B], index in its document of the token to come, if it
+        belongs to the same document.
+    """
+
+    states: tuple[Any, ...]
+    segment: jax.Array
+    position: jax.Array
+
+
+class Entry(NamedTuple):
+    """A call as the layers see it.
+
+    Attributes:
+      segment_ids: int32 [B, T] or None: one document, no padding, no state.
+      positions: int32 [B, T], index of each token in its document.
+      restart: bool [B], rows whose states must be emptied first.
+      segment: int32 [B], to be kept in the cache.
+      position: int32 [B], to be kept in the cache.
+    """
+
+    segment_ids: jax.Array | None
+    positions: jax.Array
+    restart: jax.Array
+    segment: jax.Array
+    position: jax.Array
+
+
+def enter(
+    cache: ModelCache | None,
+    segment_ids: jax.Array | None,
+    shape: tuple[int, int],
+) -> Entry:
+    """Positions and document changes of a call.
+
+    Args:
+      cache: what the call continues, or None.
+      segment_ids: int32 [B, T]; None is one document without padding, with a
+        cache the one that each row is in.
+      shape: (B, T).
+    """
+    batch, length = shape
+    if segment_ids is None and cache is None:
+        steps = jnp.arange(length, dtype=jnp.int32)[None]
+        return Entry(
+            None,
+            jnp.broadcast_to(steps, shape),
+            jnp.zeros((batch,), bool),
+            jnp.zeros((batch,), jnp.int32),
+            jnp.full((batch,), length, jnp.int32),
+        )
+    before = jnp.full((batch,), segments.PADDING, jnp.int32)
+    offset = jnp.zeros((batch,), jnp.int32)
+    if cache is not None:
+        before, offset = cache.segment, cache.position
+    if segment_ids is None:
+        # An id that no document has had yet: 0.
+        segment_ids = jnp.broadcast_to(jnp.maximum(before, 0)[:, None], shape)
+    real = segment_ids != segments.PADDING
+    any_real = jnp.any(real, axis=1)
+    first = jnp.take_along_axis(
+        segment_ids, jnp.argmax(real, axis=1)[:, None], axis=1
+    )[:, 0]
+    restart = any_real & (before != segments.PADDING) & (first != before)
+    offset = jnp.where(restart, 0, offset)
+    starts = segments.segment_starts(segment_ids).astype(jnp.int32)
+    later = jnp.cumsum(starts, axis=1) > 0  # no longer the first document
+    positions = segments.real_positions(segment_ids) + jnp.where(
+        later, 0, offset[:, None]
+    )
+    # Padding repeats the position of the last real token before it.
+    return Entry(
+        segment_ids,
+        positions,
+        restart,
+        jnp.where(any_real, jnp.max(segment_ids, axis=1), before),
+        jnp.where(any_real, positions[:, -1] + 1, offset),
+    )
+
+
+def empty_rows(state: Any, empty: Any, rows: jax.Array) -> Any:
+    """Sets some rows of a stacked layer state to the empty state.
+
+    Args:
+      state: leaves [repeats, B, ...].
+      empty: the state before any token, leaves of one row that broadcast.
+      rows: bool [B].
+    """
+
+    def one(leaf: jax.Array, start: jax.Array) -> jax.Array:
+        where = rows.reshape((1, -1) + (1,) * (leaf.ndim - 2))
+        return jnp.where(where, start[None], leaf)
+
+    if isinstance(state, ops.AttentionState):
+        # Keys and values that belong to no document are never read: leave
+        # the large arrays in place.
+        kept = state.k, state.v
+        state = jax.tree.map(one, state._replace(k=None, v=None),
+                             empty._replace(k=None, v=None))
+        return state._replace(k=kept[0], v=kept[1])
+    return jax.tree.map(one, state, empty)

@@ -1,0 +1,23 @@
+"""Operators: pure functions, arrays in, arrays out, one file a family.
+
+All share one contract.  `y, state = op(*inputs, initial_state=None,
+segment_ids=None, axis_name=None, exchange=None, form=None, chunk_size=None,
+implementation=None, state_dtype=None)`: the state is an argument and a result,
+both differentiable; every form is the same function.
+"""
+
+from seqjax.ops._dispatch import chosen_implementations as chosen_implementations
+from seqjax.ops.gated_linear_attention import (
+    gated_linear_attention as gated_linear_attention,
+)
+from seqjax.ops.lightning_attention import alibi_slopes as alibi_slopes
+from seqjax.ops.lightning_attention import (
+    lightning_attention as lightning_attention,
+)
+from seqjax.ops.linear_attention import linear_attention as linear_attention
+from seqjax.ops.retention import retention as retention
+from seqjax.ops.retention import retention_log_decay as retention_log_decay
+from seqjax.ops.short_convolution import short_convolution as short_convolution
+from seqjax.ops.ssd import ssd as ssd
+from seqjax.recurrence import real_positions as real_positions
+from seqjax.recurrence import segment_starts as segment_starts

@@ -1,0 +1,191 @@
+"""What the scalar-gate operators share behind their public functions."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from seqjax import recurrence
+from seqjax.ops import _contract
+from seqjax.ops import _dispatch
+from seqjax.ops import _scalar_chunk
+from seqjax.ops import _scalar_forms
+from seqjax.parallel import sequence
+
+# Measured on two CPU cores, forward and backward, B1 H4 K=V=64: a step costs
+# what a quarter of a 16-token chunk does, so only decoding runs step by step.
+RECURRENT_UP_TO = 4
+DEFAULT_CHUNK = 64
+
+
+def additive(
+    op: str,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None,
+    *,
+    scale: float,
+    initial: jax.Array | None,
+    options: _contract.Options,
+    dtype,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs the additive rule on checked inputs.
+
+    Args:
+      op: name of the public operator, for messages and dispatch.
+      q: [B, T, G, K].
+      k: [B, T, G, K].
+      v: [B, T, H, V], H a multiple of G.
+      log_decay: [H], [B, T, H] or None, any real dtype.
+      scale: factor of q.
+      initial: [B, H, K, V] or None for zeros.
+      options: the caller's options; `segment_ids` are checked already.
+      dtype: of accumulation.
+
+    Returns:
+      (y [B, T, H, V], state [B, H, K, V]), both in `dtype`.
+    """
+    batch, length, heads, value = v.shape
+    form, chunk_size = _contract.choose_form(
+        op,
+        options,
+        length=length,
+        recurrent_up_to=RECURRENT_UP_TO,
+        default_chunk=DEFAULT_CHUNK,
+    )
+    segment_ids, axis_name = options.segment_ids, options.axis_name
+    if log_decay is not None:
+        log_decay = log_decay.astype(dtype)
+        if log_decay.ndim == 1:
+            log_decay = jnp.broadcast_to(
+                log_decay[None, None], (batch, length, heads)
+            )
+    if initial is None:
+        initial = jnp.zeros((batch, heads, q.shape[-1], value), dtype)
+    inputs = _contract.align_inputs(
+        dict(
+            q=recurrence.mask_padding(segment_ids, q),
+            k=recurrence.mask_padding(segment_ids, k),
+            v=recurrence.mask_padding(segment_ids, v),
+            log_decay=None
+            if log_decay is None
+            else recurrence.mask_padding(segment_ids, log_decay),
+            segment_ids=segment_ids,
+            initial=initial.astype(dtype),
+        ),
+        axis_name,
+    )
+    precision = _contract.precision(q, k, v)
+    run = _dispatch.choose(op, options.implementation, form=form, **inputs)
+    local = functools.partial(
+        run,
+        form=form,
+        chunk_size=chunk_size,
+        scale=scale,
+        dtype=dtype,
+        precision=precision,
+    )
+    if axis_name is not None:
+        return sequence.shard_scalar(
+            local,
+            **inputs,
+            scale=scale,
+            precision=precision,
+            axis_name=axis_name,
+        )
+    segment_ids = inputs.pop("segment_ids")
+    starts = None
+    if segment_ids is not None:
+        starts = recurrence.segment_starts(segment_ids)
+    return local(
+        inputs["q"],
+        inputs["k"],
+        inputs["v"],
+        inputs["log_decay"],
+        starts,
+        inputs["initial"],
+    )
+
+
+def run_xla(
+    q,
+    k,
+    v,
+    log_decay,
+    starts,
+    initial,
+    *,
+    form,
+    chunk_size,
+    scale,
+    dtype,
+    precision,
+):
+    """The additive rule in plain JAX; the reference of any kernel."""
+    if q.shape[1] == 0:
+        return jnp.zeros(v.shape, dtype), initial
+    if form == "chunk":
+        plan = _scalar_chunk.make_plan(
+            q,
+            v,
+            chunk_size=chunk_size,
+            scale=scale,
+            dtype=dtype,
+            precision=precision,
+        )
+        return _scalar_chunk.scalar_chunk(
+            plan, q, k, v, log_decay, starts, initial
+        )
+    function = {
+        "recurrent": _scalar_forms.scalar_recurrent,
+        "parallel": _scalar_forms.scalar_parallel,
+    }[form]
+    return function(
+        q,
+        k,
+        v,
+        log_decay,
+        starts,
+        initial,
+        scale=scale,
+        dtype=dtype,
+        precision=precision,
+    )
+
+
+def register(op: str) -> None:
+    """Gives `op` its row of implementations."""
+    _dispatch.IMPLEMENTATIONS[op] = {"xla": _dispatch.Implementation(run_xla)}
+
+
+def check_heads(op, q, k, v, initial_state, segment_ids):
+    """Binds the shapes of attention-like inputs.
+
+    Returns:
+      `Shapes` with B, T, Hk, K, H, V.
+    """
+    shapes = _contract.Shapes(op)
+    shapes.bind("q", q, "B T Hk K")
+    shapes.bind("k", k, "B T Hk K")
+    shapes.bind("v", v, "B T H V")
+    shapes.divides("Hk", "H", "heads")
+    if initial_state is not None:
+        shapes.bind("initial_state", initial_state, "B H K V")
+    _contract.check_segment_ids(op, shapes, segment_ids)
+    return shapes
+
+
+def check_scale(op: str, scale, key_width: int) -> float:
+    """The scale of q: K**-0.5 unless a finite Python number is given."""
+    if scale is None:
+        return key_width**-0.5
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise ValueError(
+            f"{op}: scale must be a Python number or None, got {scale!r}; fold"
+            " a traced scale into q"
+        )
+    if not math.isfinite(scale):
+        raise ValueError(f"{op}: scale must be finite, got {scale}")
+    return float(scale)

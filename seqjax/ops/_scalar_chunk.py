@@ -1,0 +1,265 @@
+"""Chunk form of the additive rule with at most one gate a token and head.
+
+    S_t = exp(g_t) S_{t-1} + k_t v_t^T          o_t = scale S_t^T q_t
+
+In a chunk of C tokens with decays D_ij (see `_decays`), incoming state S:
+
+    A   = (Q K^T) * D                           scores inside the chunk
+    O   = scale [ head * (Q S) + A V ]
+    S'  = decay S + K^T (tail * V)
+
+A `lax.scan` walks over groups of chunks: the chunks of a group are one batch of
+matrix products, large enough to fill the cores and small enough for their
+caches, and `recurrence.exclusive_prefix` carries the state between them.
+Time O(T (C + K) V), memory for the backward pass: the inputs, and one state a
+group.  The backward pass recomputes the states of a group and walks the same
+prefix in reverse over dS.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax import recurrence
+from seqjax.ops import _contract
+from seqjax.ops import _decays
+
+
+class Plan(NamedTuple):
+    """Static choices of the chunk form (hashable)."""
+
+    chunk_size: int
+    group: int  # chunks a scan step works on
+    scale: float
+    dtype: jnp.dtype  # accumulation
+    precision: jax.lax.Precision
+
+
+# Matrix products a scan step should hold: 64 was the fastest of 16 .. 256 on
+# two cores with chunks of 64 and heads of 64 (see benchmarks.operators).
+_PRODUCTS = 64
+
+
+def make_plan(
+    q, v, *, chunk_size: int, scale: float, dtype, precision
+) -> Plan:
+    """Chooses the group of chunks for shapes q [B,T,G,K], v [B,T,H,V]."""
+    batch, length, _, _ = q.shape
+    chunk_size = min(chunk_size, _contract.round_up(max(length, 1), 16))
+    chunks = math.ceil(length / chunk_size)
+    target = max(1, _PRODUCTS // (batch * v.shape[2]))
+    steps = math.ceil(chunks / target)
+    return Plan(
+        chunk_size, math.ceil(chunks / steps), float(scale), dtype, precision
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def scalar_chunk(plan: Plan, q, k, v, log_decay, starts, initial):
+    """Output [B,T,H,V] and final state [B,H,K,V] of the additive rule.
+
+    Args:
+      plan: static choices.
+      q: [B, T, G, K]; value head h reads key head h // (H/G).
+      k: [B, T, G, K].
+      v: [B, T, H, V].
+      log_decay: [B, T, H] in the accumulation dtype, or None.
+      starts: bool [B, T], where a document starts, or None.
+      initial: [B, H, K, V] in the accumulation dtype.
+
+    Returns:
+      (y, state), both in the accumulation dtype.
+    """
+    return _forward(plan, q, k, v, log_decay, starts, initial)[0]
+
+
+def _forward(plan, q, k, v, log_decay, starts, initial):
+    length = q.shape[1]
+    heads = (q.shape[2], v.shape[2] // q.shape[2])
+    inputs = _split(plan, q, k, v, log_decay, starts)
+
+    def step(state, group):
+        q, k, v, decays = _load(plan, group)
+        before, after = _states(plan, k, v, decays, state)
+        scores = _mm(plan, "nbgik,nbgjk->nbgij", q, k)
+        a = scores[:, :, :, None] * decays.pairs
+        y = _mm(plan, "nbgrij,nbgrjv->nbgriv", a, v)
+        read = _mm(plan, "nbgik,nbgrkv->nbgriv", q, before)
+        y = plan.scale * (y + decays.head[..., None] * read)
+        return after, (_to_rows(y), state)
+
+    final, (y, states) = jax.lax.scan(step, _heads(initial, heads), inputs)
+    residual = (q, k, v, log_decay, starts, states)
+    return (_join(y, length), _unheads(final)), residual
+
+
+def _backward(plan, residual, cotangents):
+    q, k, v, log_decay, starts, states = residual
+    y_bar, final_bar = cotangents
+    length = q.shape[1]
+    heads = (q.shape[2], v.shape[2] // q.shape[2])
+    inputs = _split(plan, q, k, v, log_decay, starts)
+    y_bars = _group(plan, y_bar)
+
+    def step(state_bar, group):
+        inputs, y_bar, state = group
+        q, k, v, decays = _load(plan, inputs)
+        y_bar = plan.scale * _to_heads(plan, y_bar, q.shape[2])
+        before, _ = _states(plan, k, v, decays, state)
+
+        # dS: every chunk maps the cotangent behind it to the one before it.
+        y_bar_head = decays.head[..., None] * y_bar
+        write_bar = _mm(plan, "nbgik,nbgriv->nbgrkv", q, y_bar_head)
+        after_bar, first_bar = recurrence.exclusive_prefix(
+            recurrence.Affine(decays.total, write_bar), state_bar, reverse=True
+        )
+
+        scores = _mm(plan, "nbgik,nbgjk->nbgij", q, k)[:, :, :, None]
+        a_bar = _mm(plan, "nbgriv,nbgrjv->nbgrij", y_bar, v)
+        b = a_bar * decays.pairs  # dA * D
+        b_all = jnp.sum(b, axis=3)
+        q_read = _mm(plan, "nbgriv,nbgrkv->nbgrik", y_bar_head, before)
+        q_bar = jnp.sum(q_read, axis=3) + _mm(
+            plan, "nbgij,nbgjk->nbgik", b_all, k
+        )
+        tail = decays.tail[..., None]
+        v_write = tail * _mm(plan, "nbgjk,nbgrkv->nbgrjv", k, after_bar)
+        v_bar = v_write + _mm(
+            plan, "nbgrij,nbgriv->nbgrjv", scores * decays.pairs, y_bar
+        )
+        k_bar = _mm(
+            plan, "nbgij,nbgik->nbgjk", b_all, q
+        ) + _mm(plan, "nbgrjv,nbgrkv->nbgjk", tail * v, after_bar)
+        out = (_to_rows(q_bar[:, :, :, None]), _to_rows(k_bar[:, :, :, None]))
+        out += (_to_rows(v_bar),)
+        if log_decay is None:
+            return first_bar, (*out, None)
+
+        # Gate gradient: dL_ij over pairs inside the chunk, then the rows and
+        # columns that lead out of it, all of them sums of dA * A terms.
+        pair_bar = b * scores
+        pair_bar = pair_bar.at[..., -1, :].add(jnp.sum(v_write * v, axis=-1))
+        head_bar = jnp.sum(q_read * q[:, :, :, None], axis=-1)
+        carried = decays.total.act(before) * after_bar
+        head_bar = head_bar.at[..., -1].add(jnp.sum(carried, axis=(-1, -2)))
+        log_bar = _decays.rectangle_sums(pair_bar, head_bar)
+        return first_bar, (*out, _to_rows(log_bar[..., None])[..., 0])
+
+    initial_bar, grads = jax.lax.scan(
+        step, _heads(final_bar, heads), (inputs, y_bars, states), reverse=True
+    )
+    q_bar, k_bar, v_bar, log_bar = (
+        None if g is None else _join(g, length) for g in grads
+    )
+    if log_bar is not None:
+        # A gate of -inf stays where it is: its gradient is 0.
+        log_bar = jnp.where(jnp.isneginf(log_decay), 0, log_bar)
+    return (
+        q_bar.astype(q.dtype),
+        k_bar.astype(k.dtype),
+        v_bar.astype(v.dtype),
+        log_bar,
+        None,
+        _unheads(initial_bar),
+    )
+
+
+scalar_chunk.defvjp(_forward, _backward)
+
+
+def _mm(plan, subscripts, x, y):
+    return jnp.einsum(
+        subscripts,
+        x,
+        y,
+        precision=plan.precision,
+        preferred_element_type=plan.dtype,
+    )
+
+
+def _states(plan, k, v, decays, state):
+    """States [n,B,G,R,K,V] before each chunk of a group, and the one behind."""
+    write = _mm(
+        plan, "nbgjk,nbgrjv->nbgrkv", k, decays.tail[..., None] * v
+    )
+    return recurrence.exclusive_prefix(
+        recurrence.Affine(decays.total, write), state
+    )
+
+
+# Layouts: tokens [B, T, H, D] outside; a scan step sees [B, n*C, H, D] and
+# works on [n, B, G, R, C, D], H = G*R.
+
+
+def _group(plan, x):
+    """[B, T, ...] to [steps, B, n*C, ...], padded with identity tokens."""
+    span = plan.chunk_size * plan.group
+    pad = -x.shape[1] % span
+    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+    x = x.reshape(x.shape[0], -1, span, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+
+def _join(x, length):
+    """[steps, B, n*C, ...] to [B, T, ...]."""
+    x = jnp.moveaxis(x, 0, 1)
+    x = x.reshape(x.shape[0], -1, *x.shape[3:])
+    return x[:, :length]
+
+
+def _split(plan, q, k, v, log_decay, starts):
+    return tuple(
+        None if x is None else _group(plan, x)
+        for x in (q, k, v, log_decay, starts)
+    )
+
+
+def _load(plan, group):
+    """One step's q, k [n,B,G,C,K], v [n,B,G,R,C,V], and its decays."""
+    q, k, v, log_decay, starts = group
+    heads = q.shape[2]
+    q = _to_heads(plan, q, heads)[:, :, :, 0]
+    k = _to_heads(plan, k, heads)[:, :, :, 0]
+    v = _to_heads(plan, v, heads)
+    if log_decay is not None:
+        log_decay = _to_heads(plan, log_decay[..., None], heads)[..., 0]
+    if starts is not None:
+        starts = starts.reshape(
+            starts.shape[0], plan.group, 1, 1, plan.chunk_size
+        )
+        starts = jnp.moveaxis(starts, 1, 0)
+    log, zeros = _decays.finite_part(log_decay, starts)
+    sums = None if log is None else _decays.two_float_sums(log, starts)
+    decays = _decays.chunk_decays(
+        log, zeros, shape=v.shape[:-1], dtype=plan.dtype, sums=sums
+    )
+    return q, k, v, decays
+
+
+def _to_heads(plan, x, groups):
+    """[B, n*C, H, D] to [n, B, G, R, C, D] in the accumulation dtype."""
+    batch, _, heads, width = x.shape
+    x = x.reshape(
+        batch, plan.group, plan.chunk_size, groups, heads // groups, width
+    )
+    return x.transpose(1, 0, 3, 4, 2, 5).astype(plan.dtype)
+
+
+def _to_rows(x):
+    """[n, B, G, R, C, D] to [B, n*C, H, D]."""
+    n, batch, groups, repeat, size, width = x.shape
+    x = x.transpose(1, 0, 4, 2, 3, 5)
+    return x.reshape(batch, n * size, groups * repeat, width)
+
+
+def _heads(state, heads):
+    batch, _, key, value = state.shape
+    return state.reshape(batch, *heads, key, value)
+
+
+def _unheads(state):
+    batch, groups, repeat, key, value = state.shape
+    return state.reshape(batch, groups * repeat, key, value)

@@ -1,0 +1,103 @@
+"""Sequence parallelism of additive operators, written once for all of them.
+
+A shard of the sequence is run from a zero state, which needs no other device.
+Its affine map is exchanged (`recurrence.incoming_state`), and the incoming
+state adds what the earlier shards contribute:
+
+    y   = y_local + scale * head_t * (q_t S_in)
+    S_r = A_r S_in + B_r
+
+Nothing local waits for the collective but that last product.  The exchange
+carries its own derivative, with one collective backward; the rest is ordinary.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from seqjax import recurrence
+
+
+def shard_scalar(
+    local: Callable,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None,
+    segment_ids: jax.Array | None,
+    initial: jax.Array,
+    *,
+    scale: float,
+    precision: jax.lax.Precision,
+    axis_name: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs `local` on this device's shard as part of the whole sequence.
+
+    Args:
+      local: `(q, k, v, log_decay, starts, initial) -> (y, state)`, the operator
+        with scalar gates on one device, in the accumulation dtype.
+      q: [B, T/P, G, K].
+      k: [B, T/P, G, K].
+      v: [B, T/P, H, V].
+      log_decay: [B, T/P, H], or None for the identity transition.
+      segment_ids: int32 [B, T/P] or None; padding already masked out of the
+        other inputs.
+      initial: [B, H, K, V], in front of the whole sequence.
+      scale: factor of q.
+      precision: of the product with the incoming state.
+      axis_name: mesh axis along which time is sharded.
+
+    Returns:
+      (y [B, T/P, H, V], state [B, H, K, V] behind the whole sequence, the same
+      on every device).
+    """
+    starts = None
+    if segment_ids is not None:
+        starts = recurrence.segment_starts(segment_ids)
+    y, write = local(q, k, v, log_decay, starts, jnp.zeros_like(initial))
+
+    head, total = _decay_from_start(log_decay, starts, initial.dtype)
+    affine = recurrence.Affine(total, write)
+    state = recurrence.incoming_state(affine, initial, segment_ids, axis_name)
+
+    groups = q.shape[2]
+    batch, heads, key, value = state.shape
+    grouped = state.reshape(batch, groups, heads // groups, key, value)
+    read = jnp.einsum(
+        "btgk,bgrkv->btgrv",
+        q.astype(state.dtype),
+        grouped,
+        precision=precision,
+    ).reshape(y.shape)
+    if head is not None:
+        read = head[..., None] * read
+    y = y + scale * read
+    final = recurrence.apply(affine, state)
+    return y, recurrence.last_device(final, axis_name)
+
+
+def _decay_from_start(log_decay, starts, dtype):
+    """Decay from in front of the shard through each token, and of all of it.
+
+    Plain cumulative sums serve here: exp of them is used as it is, and where
+    a sum is large enough to lose digits its exponential vanishes.
+    """
+    head = None
+    log_total = zeros_total = None
+    zeros = None
+    if log_decay is not None:
+        decay = recurrence.decay_of(log_decay)
+        sums = jnp.cumsum(decay.log, axis=1)
+        head = jnp.exp(sums)
+        log_total = sums[:, -1]
+        zeros = decay.zeros
+    if starts is not None:
+        cuts = starts[..., None].astype(jnp.int32)
+        zeros = cuts if zeros is None else zeros + cuts
+    if zeros is not None:
+        count = jnp.cumsum(zeros, axis=1)
+        zeros_total = count[:, -1]
+        head = jnp.ones_like(count, dtype) if head is None else head
+        head = jnp.where(count == 0, head, 0)
+    return head, recurrence.Decay(log_total, zeros_total)

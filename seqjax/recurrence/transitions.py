@@ -1,0 +1,128 @@
+"""Transitions of affine recurrences and their composition.
+
+Maps `S -> A S + B` compose: `(A2, B2) after (A1, B1) = (A2 A1, A2 B1 + B2)`.
+Here `A` multiplies the state elementwise, and the kinds differ only in how many
+of the state's axes the decay has:
+
+    kind         log decay     state           members
+    identity     none          [B, H, K, V]    linear attention
+    scalar       [B, H]        [B, H, K, V]    retention, simple GLA, SSD
+    diagonal     [B, H, K]     [B, H, K, V]    GLA, HGRN2
+    elementwise  [B, D, N]     [B, D, N]       Mamba-1, RG-LRU, S5
+
+A factor of zero (a document border, a gate of -inf) is no number in a sum of
+logarithms: beside a large finite sum it would be lost, and -inf - -inf is NaN.
+So zeros are counted apart, and the sum stays finite.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+State = Any  # a pytree of arrays
+
+
+class Decay(NamedTuple):
+    """A diagonal transition, stored as logarithm and count of zero factors.
+
+    Attributes:
+      log: sum of the finite natural-log factors, real or complex, aligned to
+        the leading axes of every leaf of the state; None for the identity.
+      zeros: int32, how many factors were zero; aligned to the leading axes of
+        the state like `log` (and may be shorter); None where there are none.
+    """
+
+    log: jax.Array | None = None
+    zeros: jax.Array | None = None
+
+    def compose(self, earlier: "Decay") -> "Decay":
+        """The decay of `earlier` followed by this one: both parts add."""
+        return Decay(
+            _add(self.log, earlier.log), _add(self.zeros, earlier.zeros)
+        )
+
+    def act(self, x: jax.Array) -> jax.Array:
+        """Multiplies a state leaf, broadcasting over its trailing axes."""
+        if self.log is not None:
+            x = align(jnp.exp(self.log), x) * x
+        if self.zeros is not None:
+            x = jnp.where(align(self.zeros, x) > 0, jnp.zeros_like(x), x)
+        return x
+
+
+class Affine(NamedTuple):
+    """The map `S -> transition S + update`; `update` is shaped as the state."""
+
+    transition: Decay
+    update: State
+
+
+def align(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Appends axes of length one until `x` has the rank of `like`."""
+    return x.reshape(x.shape + (1,) * (like.ndim - x.ndim))
+
+
+def compose(later: Affine, earlier: Affine) -> Affine:
+    """`later` after `earlier`: `(A2 A1, A2 B1 + B2)`."""
+    return Affine(
+        later.transition.compose(earlier.transition),
+        jax.tree.map(
+            lambda b2, b1: later.transition.act(b1) + b2,
+            later.update,
+            earlier.update,
+        ),
+    )
+
+
+def apply(affine: Affine, state: State) -> State:
+    """The state after the map: `A S + B`."""
+    return jax.tree.map(
+        lambda s, b: affine.transition.act(s) + b, state, affine.update
+    )
+
+
+def identity_map(like: Affine) -> Affine:
+    """The map that changes nothing, in the shapes of `like`."""
+    return jax.tree.map(jnp.zeros_like, like)
+
+
+def reset(affine: Affine, where: jax.Array) -> Affine:
+    """Cuts the past off in front of the map wherever `where` is true.
+
+    Args:
+      affine: a map.
+      where: bool, aligned to the leading axes of the state.
+
+    Returns:
+      The map that first sets the state to zero: `S -> B` where cut.
+    """
+    log, zeros = affine.transition
+    count = where.astype(jnp.int32)
+    if zeros is not None and zeros.ndim > count.ndim:
+        count = align(count, zeros)
+    elif zeros is not None:
+        zeros = align(zeros, count)
+    return affine._replace(transition=Decay(log, _add(zeros, count)))
+
+
+def decay_of(log_decay: jax.Array) -> Decay:
+    """The transition of natural-log gates of any magnitude, -inf included.
+
+    Args:
+      log_decay: real or complex, real part <= 0.
+
+    Returns:
+      A `Decay` whose `log` is finite; the gradient of a -inf gate is 0.
+    """
+    dead = jnp.isneginf(log_decay.real)
+    return Decay(
+        jnp.where(dead, jnp.zeros_like(log_decay), log_decay),
+        dead.astype(jnp.int32),
+    )
+
+
+def _add(x, y):
+    if x is None or y is None:
+        return y if x is None else x
+    return x + y

@@ -1,0 +1,209 @@
+"""metrics.jsonl, the truth of a run; timing.jsonl; TensorBoard events.
+
+metrics.jsonl holds what is a function of configuration, data and step only,
+one JSON object a line, so that a run killed and resumed ends with the same
+bytes as one that was not. For that the loop writes every row of steps up to
+k, calls flush, and only then saves checkpoint k; on resume from k the rows
+past k are dropped here and written again by the loop. Wall-clock numbers,
+restarts and hosts go to timing.jsonl, which only grows.
+"""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from seqjax.training import _files
+
+_NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Rows of a metrics or timing file, oldest first.
+
+    The strings "nan", "inf" and "-inf" come back as floats, and an
+    unfinished last line is left out.
+
+    Raises:
+      ValueError: for any other line that is no row, naming file and line.
+    """
+    path = pathlib.Path(path)
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [
+        {name: _decode(value) for name, value in row.items()}
+        for row in (_parse(line, path, i + 1) for i, line in enumerate(lines))
+    ]
+
+
+class MetricsWriter:
+    """Writes the rows of one run; in a job of many processes, process 0 only.
+
+    Hold the workdir's lock while it is open.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        resume_step: int | None,
+        tensorboard: bool = True,
+    ):
+        """Opens the files and drops rows past resume_step.
+
+        Args:
+          workdir: made if it is not there.
+          resume_step: step of the restored checkpoint, or None when the run
+            starts from nothing; then all rows are dropped.
+          tensorboard: also write events into workdir/tensorboard.
+
+        Raises:
+          ValueError: if metrics.jsonl is damaged before its last line.
+        """
+        self.workdir = pathlib.Path(workdir)
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self._last = -1 if resume_step is None else int(resume_step)
+        self._resume_step = self._last
+        path = self.workdir / "metrics.jsonl"
+        if path.exists():
+            _drop_rows_after(path, self._last)
+        self._metrics = _files.LineFile(path)
+        self._timing = _files.LineFile(self.workdir / "timing.jsonl")
+        self._tensorboard = tensorboard
+        self._events = None
+
+    def write(self, step: int, **scalars: Any) -> None:
+        """Adds a row to metrics.jsonl and its numbers to TensorBoard.
+
+        Args:
+          step: at least that of the row before and past resume_step.
+          **scalars: numbers, numpy or JAX scalars; a float32 is written with
+            all its digits.
+
+        Raises:
+          ValueError: for a step out of order or a value that is no number.
+          OSError: if the row cannot be written, naming the file.
+        """
+        step = int(step)
+        if step < self._last or step == self._resume_step:
+            raise ValueError(
+                f"step must not go back: got {step} after {self._last}; rows "
+                "of a step are written before its checkpoint is saved"
+            )
+        row = {name: _number(v, name) for name, v in scalars.items()}
+        self._metrics.append(_line(step, row))
+        self._last = step
+        if self._tensorboard:
+            events = self._open_events()
+            for name, value in row.items():
+                events.add_scalar(name, value, step)
+
+    def timing(self, step: int, **scalars: Any) -> None:
+        """Adds a row to timing.jsonl; numbers and short texts.
+
+        Raises:
+          ValueError: for a value that is neither.
+          OSError: if the row cannot be written, naming the file.
+        """
+        row = {
+            name: v if isinstance(v, str) else _number(v, name)
+            for name, v in scalars.items()
+        }
+        self._timing.append(_line(int(step), row))
+
+    def flush(self) -> None:
+        """Makes all rows durable; call before saving a checkpoint."""
+        self._metrics.sync()
+        self._timing.sync()
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and closes; may be called twice."""
+        self._metrics.close()
+        self._timing.close()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+            self._tensorboard = False
+
+    def __enter__(self) -> "MetricsWriter":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Closes the files."""
+        self.close()
+
+    def _open_events(self):
+        if self._events is None:
+            import tensorboardX
+
+            self._events = tensorboardX.SummaryWriter(
+                str(self.workdir / "tensorboard"),
+                purge_step=self._resume_step + 1,
+            )
+        return self._events
+
+
+def _drop_rows_after(path: pathlib.Path, step: int) -> None:
+    content = path.read_bytes()
+    kept = 0
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        row = _parse(line, path, number)
+        if row["step"] > step:
+            break
+        kept += len(line) + 1
+    if kept != len(content):
+        _files.replace(path, content[:kept])
+
+
+def _parse(line: bytes, path: pathlib.Path, number: int) -> dict:
+    try:
+        row = json.loads(line)
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            return row
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{path}, line {number} is not a row with a step: {line[:60]!r}; "
+        "bring back a copy of the file, or delete that line"
+    )
+
+
+def _line(step: int, row: dict[str, Any]) -> str:
+    if "step" in row:
+        raise ValueError("step is the name of the row's own field")
+    coded = {name: _encode(value) for name, value in row.items()}
+    return json.dumps({"step": step, **coded}, allow_nan=False)
+
+
+def _number(value: Any, name: str) -> int | float | bool:
+    if not isinstance(value, bool | int | float):
+        array = np.asarray(value)
+        kind = array.dtype.kind
+        # ml_dtypes floats such as bfloat16 have kind 'V' and convert exactly.
+        if array.ndim == 0 and kind == "V":
+            value = float(array)
+        elif array.ndim == 0 and kind in "biuf":
+            value = array.item()
+        else:
+            raise ValueError(
+                f"{name} must be one number, got {type(value).__name__} of "
+                f"shape {array.shape} and dtype {array.dtype}"
+            )
+    return value
+
+
+def _encode(value: Any) -> Any:
+    """JSON knows no NaN or infinity; they are written as strings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _decode(value: Any) -> Any:
+    return _NONFINITE.get(value, value) if isinstance(value, str) else value

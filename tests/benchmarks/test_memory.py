@@ -1,0 +1,34 @@
+"""Chunked training takes memory linear in the length, and no more."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import _cases
+from benchmarks import _measure
+from benchmarks import _timing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [name for name, case in _cases.CASES.items() if "chunk" in case.forms],
+)
+def test_scratch_memory_grows_linearly(name):
+    case = _cases.CASES[name]
+    ((_, function),) = _measure.contenders(
+        case, _measure.Settings(forms=("chunk",), baseline=False)
+    ).items()
+    scratch = []
+    for length in (2048, 8192):
+        sizes = _cases.Sizes(length=length)
+        inputs = jax.eval_shape(
+            lambda key, sizes=sizes: case.inputs(key, sizes, jnp.float32),
+            jax.random.key(0),
+        )
+        y = jax.eval_shape(function, *inputs)
+        program = _timing.compile_program(
+            _measure.with_gradients(function), y, *inputs
+        )
+        scratch.append(program.temporary_bytes)
+    assert scratch[1] <= 4.4 * scratch[0], scratch

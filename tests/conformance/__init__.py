@@ -1,0 +1,1 @@
+"""Every form of every operator is the same function: one suite, one table."""

@@ -1,0 +1,103 @@
+"""Every form, chunk size and length gives what the oracle gives."""
+
+import numpy as np
+import pytest
+
+from tests.conformance import cases
+from tests.conformance import runner
+from tests.conformance import spec
+from tests.conformance import table
+
+BOUND = {"recurrent": 2e-6, "chunk": 1e-5, "parallel": 1e-5, None: 1e-5}
+
+operators = pytest.mark.parametrize(
+    "operator", table.OPERATORS, ids=lambda o: o.name
+)
+
+
+def pairs(values):
+    """(operator, value) for the values that the operator has."""
+    return [
+        pytest.param(operator, value, id=f"{operator.name}-{value}")
+        for operator in table.OPERATORS
+        for value in values(operator)
+    ]
+
+
+@pytest.mark.parametrize("operator,length", pairs(lambda o: o.lengths))
+def test_any_length(operator, length):
+    problem, expected = cases.board(operator, length)
+    result = runner.run(
+        operator,
+        problem,
+        gradients=length in spec.GRADIENT_LENGTHS,
+        **runner.options_of(operator, operator.default_form()),
+    )
+    spec.check(result, expected, 1e-5, f"T = {length}")
+
+
+@pytest.mark.parametrize(
+    "operator,chunk_size",
+    pairs(lambda o: o.chunk_sizes if "chunk" in o.forms else ()),
+)
+def test_any_chunk_size(operator, chunk_size):
+    problem, expected = cases.board(operator)
+    result = runner.run(operator, problem, form="chunk", chunk_size=chunk_size)
+    spec.check(result, expected, 1e-5, f"chunk size {chunk_size}")
+
+
+@pytest.mark.parametrize("operator,form", pairs(lambda o: o.forms or (None,)))
+def test_float64_equals_oracle(operator, form):
+    problem, expected = cases.board(operator)
+    options = runner.board_options(operator, form)
+    result = runner.run(operator, problem, wide=True, **options)
+    assert result.y.dtype == np.float64
+    spec.check(result, expected, 1e-10, form)
+
+
+@pytest.mark.parametrize("operator,form", pairs(lambda o: o.forms or (None,)))
+def test_one_token(operator, form):
+    problem, expected = cases.board(operator, 1)
+    result = runner.run(operator, problem, **runner.options_of(operator, form))
+    spec.check(result, expected, BOUND[form], form)
+
+
+@pytest.mark.parametrize("operator,form", pairs(lambda o: o.forms or (None,)))
+def test_gradient_equals_finite_difference(operator, form):
+    """The operator's own values, moved along random directions in float64."""
+    problem = cases.cast(cases.board(operator)[0], np.float64)
+    options = runner.board_options(operator, form)
+    grads = runner.run(operator, problem, wide=True, **options).grads
+    rng = cases.rng_for("difference", operator.name)
+    for name in problem.inputs:
+        x = problem.inputs[name]
+        direction = rng.normal(size=x.shape) * np.abs(x)
+
+        def loss(h, name=name, x=x, direction=direction):
+            moved = problem.inputs | {name: x + h * direction}
+            out = runner.run(
+                operator, problem.replace(inputs=moved), wide=True, **options
+            )
+            return spec.loss(out, problem)
+
+        h = 1e-4
+        near = (loss(h) - loss(-h)) / (2 * h)
+        far = (loss(2 * h) - loss(-2 * h)) / (4 * h)
+        slope = (4 * near - far) / 3  # the h² term cancels
+        expected = np.sum(grads[name] * direction)
+        assert abs(slope - expected) <= 1e-7 * (1 + abs(expected)), name
+
+
+@operators
+def test_hard_numbers(operator):
+    """Gates from 0 to -inf, equal keys: never NaN, one program for all."""
+    rng = cases.rng_for("hard", operator.name)
+    problem = cases.plain_board(operator)
+    for label, inputs in operator.hard(rng, problem.inputs).items():
+        hard = problem.replace(inputs=inputs)
+        expected = spec.expect(operator, hard)
+        for form in operator.forms:
+            result = runner.run(
+                operator, hard, **runner.board_options(operator, form)
+            )
+            spec.check(result, expected, 1e-4, f"{label}, {form}")

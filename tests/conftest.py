@@ -1,0 +1,30 @@
+"""What every test runs under: set before JAX is imported."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Compiled programs are kept between runs. JAX writes a cache file in place,
+# so another process could read half of one: each worker has its own folder,
+# and so have the processes that tests start (some of them to be killed).
+_CACHE = ROOT / ".cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE / "children")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+# Plots and reports must not look for a display.
+os.environ["MPLBACKEND"] = "Agg"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+
+jax.config.update("jax_compilation_cache_dir", str(_CACHE / "own"))
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples in every run; no deadline, since the first example of a
+# jitted function pays for its compilation.
+hypothesis.settings.register_profile(
+    "seqjax", deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("seqjax")

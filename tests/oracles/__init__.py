@@ -1,0 +1,1 @@
+"""Float64 step-by-step references, in numpy, with their gradients."""
