@@ -9,8 +9,8 @@ the counts leave out meanwhile.  The final counts are of all training text.
 Needs about 400 MB, and a few seconds for 30 MB of text.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
+import zlib
 
 import numpy as np
 

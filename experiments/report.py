@@ -1,9 +1,9 @@
 """report.html of a run: one file, no scripts, plots as inline SVG."""
 
+from collections.abc import Sequence
 import html
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from seqjax.training import metrics

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import baselines, report
+from experiments import baselines
+from experiments import report
 from seqjax import generation
 from seqjax.training import config as config_lib
 from seqjax.training import loop
@@ -91,4 +92,6 @@ def sample(model: Any, params: Any, seed: int) -> str:
     )
     # A model of more than 256 tokens may emit what is no byte.
     new = bytes(int(t) if t < 256 else 63 for t in np.asarray(tokens)[0])
-    return (_PROMPT + new).decode("utf-8", errors="replace")
+    text = (_PROMPT + new).decode("utf-8", errors="replace")
+    # A terminal must survive what an untrained model says.
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

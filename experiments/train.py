@@ -11,9 +11,9 @@ SIGTERM or SIGINT with everything saved (run the same command again).
 import os
 import sys
 
-import jax
 from absl import app
 from absl import flags as absl_flags
+import jax
 
 from seqjax.training import config as config_lib
 from seqjax.training import flags
@@ -28,7 +28,8 @@ def main(config: config_lib.TrainConfig) -> None:
     """Trains, then reports; see the module for the exit codes."""
     # Imported once the command line is known to be good: these take a second.
     from experiments import result
-    from seqjax.training import loop, rows
+    from seqjax.training import loop
+    from seqjax.training import rows
 
     workdir = absl_flags.FLAGS.workdir
     try:

@@ -1,6 +1,7 @@
 """Bytes of the standard library, 3:1 hybrid of simple GLA and attention."""
 
-from seqjax import data, models
+from seqjax import data
+from seqjax import models
 from seqjax.training import config as config_lib
 from seqjax.training import optimizer
 

@@ -12,8 +12,8 @@ A `lax.scan` walks over groups of chunks: the chunks of a group are one batch of
 matrix products, large enough to fill the cores and small enough for their
 caches, and `recurrence.exclusive_prefix` carries the state between them.
 Time O(T (C + K) V), memory for the backward pass: the inputs, and one state a
-group.  The backward pass recomputes the states of a group and walks the same
-prefix in reverse over dS.
+chunk (K V / C floats a token and head).  The backward pass recomputes scores and
+decays, and walks the same prefix in reverse over dS.
 """
 
 import functools
@@ -83,13 +83,18 @@ def _forward(plan, q, k, v, log_decay, starts, initial):
 
     def step(state, group):
         q, k, v, decays = _load(plan, group)
-        before, after = _states(plan, k, v, decays, state)
+        write = _mm(
+            plan, "nbgjk,nbgrjv->nbgrkv", k, decays.tail[..., None] * v
+        )
+        before, after = recurrence.exclusive_prefix(
+            recurrence.Affine(decays.total, write), state
+        )
         scores = _mm(plan, "nbgik,nbgjk->nbgij", q, k)
         a = scores[:, :, :, None] * decays.pairs
         y = _mm(plan, "nbgrij,nbgrjv->nbgriv", a, v)
         read = _mm(plan, "nbgik,nbgrkv->nbgriv", q, before)
         y = plan.scale * (y + decays.head[..., None] * read)
-        return after, (_to_rows(y), state)
+        return after, (_to_rows(y), before)
 
     final, (y, states) = jax.lax.scan(step, _heads(initial, heads), inputs)
     residual = (q, k, v, log_decay, starts, states)
@@ -105,10 +110,9 @@ def _backward(plan, residual, cotangents):
     y_bars = _group(plan, y_bar)
 
     def step(state_bar, group):
-        inputs, y_bar, state = group
+        inputs, y_bar, before = group
         q, k, v, decays = _load(plan, inputs)
         y_bar = plan.scale * _to_heads(plan, y_bar, q.shape[2])
-        before, _ = _states(plan, k, v, decays, state)
 
         # dS: every chunk maps the cotangent behind it to the one before it.
         y_bar_head = decays.head[..., None] * y_bar
@@ -177,16 +181,6 @@ def _mm(plan, subscripts, x, y):
         y,
         precision=plan.precision,
         preferred_element_type=plan.dtype,
-    )
-
-
-def _states(plan, k, v, decays, state):
-    """States [n,B,G,R,K,V] before each chunk of a group, and the one behind."""
-    write = _mm(
-        plan, "nbgjk,nbgrjv->nbgrkv", k, decays.tail[..., None] * v
-    )
-    return recurrence.exclusive_prefix(
-        recurrence.Affine(decays.total, write), state
     )
 
 

@@ -47,14 +47,9 @@ class LineFile:
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]
-        except OSError as error:
+        except OSError:
             os.ftruncate(self._descriptor, size)
-            raise OSError(
-                error.errno,
-                f"cannot write a row ({error.strerror}); free space and start "
-                "the same command again, it resumes from its last checkpoint",
-                str(self.path),
-            ) from error
+            raise
 
     def sync(self) -> None:
         """Makes what was written survive a power loss."""

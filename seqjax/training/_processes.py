@@ -7,6 +7,11 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 
+def is_first() -> bool:
+    """Whether this is the process that writes what a job has once."""
+    return jax.process_index() == 0
+
+
 def gather_json(value: dict) -> list[dict]:
     """The value of every process, in order, in every process."""
     if jax.process_count() == 1:

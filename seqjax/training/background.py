@@ -6,8 +6,8 @@ goes into a daemon thread and the main thread polls: for the result, and for a
 request to stop.
 """
 
-import threading
 from collections.abc import Callable
+import threading
 from typing import Generic, TypeVar
 
 T = TypeVar("T")

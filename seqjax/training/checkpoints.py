@@ -15,16 +15,14 @@ calls in the same order.
 
 import os
 import pathlib
-import shutil
 from typing import Any, NamedTuple
 
 from absl import logging
 import jax
-import orbax.checkpoint as ocp
 
 from seqjax.training import _manifest
+from seqjax.training import _orbax
 from seqjax.training import _processes
-from seqjax.training import _quiet
 from seqjax.training import _verified_read
 from seqjax.training import checksums
 
@@ -73,7 +71,6 @@ class CheckpointStore:
         for name, value in (("keep", keep), ("keep_every", keep_every)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        _quiet.hush_orbax()
         self.directory = pathlib.Path(directory).absolute()
         self._read_only = read_only
         self._pending: int | None = None
@@ -82,22 +79,8 @@ class CheckpointStore:
         if read_only:
             return
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
-                for path in self.directory.glob("*.orbax-checkpoint-tmp"):
-                    logging.info("removing unfinished checkpoint %s", path)
-                    shutil.rmtree(path)
-            policy = ocp.checkpoint_managers
-            preserve = [policy.LatestN(n=keep)]
-            if keep_every is not None:
-                preserve.append(policy.EveryNSteps(keep_every))
-            self._manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=policy.AnyPreservationPolicy(preserve),
-                    lightweight_initialize=True,
-                ),
-                item_names=("state", "data", "meta"),
+            self._manager = _orbax.open_manager(
+                self.directory, keep, keep_every
             )
         except OSError as error:
             raise CheckpointError(
@@ -139,7 +122,8 @@ class CheckpointStore:
             process.
 
         Raises:
-          ValueError: for a leaf that is no jax.Array or JSON that is none.
+          ValueError: for a negative step, a leaf that is no jax.Array or
+            weakly typed, or JSON that is none.
           CheckpointError: if this save could not start, the one before it
             failed, or the step exists with another state.
         """
@@ -149,12 +133,18 @@ class CheckpointStore:
                 "read_only=True; open them without it to save"
             )
         step = int(step)
+        if step < 0:
+            raise ValueError(f"step must be at least 0, got {step}")
         flat = _manifest.flatten(state)
         for name, leaf in flat.items():
-            if not isinstance(leaf, jax.Array):
+            if not isinstance(leaf, jax.Array) or leaf.weak_type:
+                # A weak type does not survive, and the step would be traced
+                # again, perhaps with other promotions, after a restart.
+                kind = type(leaf).__name__
+                kind = "weakly typed" if isinstance(leaf, jax.Array) else kind
                 raise ValueError(
-                    f"state leaf {name!r} is {type(leaf).__name__}; "
-                    "checkpoints hold jax.Array only, use jnp.asarray"
+                    f"state leaf {name!r} is {kind}; checkpoints hold arrays "
+                    "of a definite dtype, use jnp.asarray(value, dtype)"
                 )
         raw = {
             name: jax.random.key_data(leaf) if _manifest.is_key(leaf) else leaf
@@ -168,19 +158,9 @@ class CheckpointStore:
         if (self.directory / str(step)).exists():
             self._check_same(step, manifest)
             return
-        # Orbax refuses empty arrays; the manifest alone brings them back.
-        payload = {name: leaf for name, leaf in raw.items() if leaf.size}
         self._pending = step
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(payload),
-                    data=ocp.args.JsonSave({"processes": data}),
-                    meta=ocp.args.JsonSave(manifest),
-                ),
-                force=True,
-            )
+            _orbax.start_save(self._manager, step, raw, data, manifest)
         except Exception as error:
             raise self._save_error(error) from error
 
@@ -315,7 +295,7 @@ class CheckpointStore:
     def _set_aside(self, damaged: dict[int, str]) -> None:
         if self._manager is None or not damaged:
             return
-        if jax.process_index() == 0:
+        if _processes.is_first():
             for step in damaged:
                 kept = _verified_read.set_aside(self.directory, step)
                 logging.error("kept the damaged step %d as %s", step, kept)

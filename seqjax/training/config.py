@@ -52,7 +52,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass
 class ProfileConfig:
-    """A profiler trace of the steps "first:last" into DIR/profile; "" is off."""
+    """A profiler trace of steps "first:last" into DIR/profile; "" is off."""
 
     steps: str = ""
 
@@ -180,4 +180,3 @@ class TrainConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as a JSON-able nested dict."""
     return dataclasses.asdict(config)
-

@@ -1,10 +1,11 @@
 """Validation: the token-weighted loss over a finite set of batches."""
 
-import math
 from collections.abc import Callable, Iterable
+import math
 from typing import Any
 
-from seqjax.training import background, flags
+from seqjax.training import background
+from seqjax.training import flags
 
 
 def evaluate(

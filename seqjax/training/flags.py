@@ -10,6 +10,7 @@ name that exists.
 """
 
 import ast
+from collections.abc import Callable, Sequence
 import dataclasses
 import difflib
 import os
@@ -19,7 +20,6 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags

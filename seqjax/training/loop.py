@@ -9,32 +9,29 @@ validation when the run is stopped travels in the checkpoint and is finished
 after the restart.
 """
 
+from collections.abc import Callable
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
 from seqjax import data
 from seqjax.parallel import sharding
-from seqjax.training import (
-    background,
-    checkpoints,
-    compile_cache,
-    evaluation,
-    flags,
-    metrics,
-    preemption,
-    profiling,
-    programs,
-    progress,
-    provenance,
-    rows,
-    step,
-    workdir,
-)
+from seqjax.training import background
+from seqjax.training import checkpoints
+from seqjax.training import compile_cache
 from seqjax.training import config as config_lib
+from seqjax.training import evaluation
+from seqjax.training import flags
+from seqjax.training import metrics
+from seqjax.training import preemption
+from seqjax.training import profiling
+from seqjax.training import progress
+from seqjax.training import rows
+from seqjax.training import setup
+from seqjax.training import step
+from seqjax.training import workdir
 
 EXIT_DONE = 0
 # What a user can put right; each message says how.
@@ -93,9 +90,9 @@ def run(
         workdir.WorkdirLock(directory),
         preemption.PreemptionFlag() as flag,
     ):
-        compile_cache.enable(config.compile_cache, directory)
+        cache = compile_cache.enable(config.compile_cache, directory)
         rules = rules or sharding.ShardingRules()
-        return _Run(config, directory, rules, say, flag).execute()
+        return _Run(config, directory, rules, say, flag, cache).execute()
 
 
 class _Run:
@@ -108,20 +105,16 @@ class _Run:
         rules: sharding.ShardingRules,
         say: Callable[[str], None],
         flag: preemption.PreemptionFlag,
+        cache: pathlib.Path | None,
     ):
-        self.config, self.directory, self.flag = config, directory, flag
-        shard = (jax.process_index(), jax.process_count())
+        self.config, self.flag, self.directory = config, flag, directory
+        self.cache = cache
         # Several processes must agree before one leaves a collective, so
         # there no wait is cut short and only steps are interrupted.
-        self.stop = lambda: flag.requested and shard[1] == 1
-        self.corpus = data.corpus(config.data)
-        self.train_data = data.make_train_iterator(
-            config.data, *shard, corpus=self.corpus
-        )
-        self.validation_data = data.make_validation_batches(
-            config.data, *shard, corpus=self.corpus
-        )
-        self.programs = programs.Programs(config, rules)
+        self.stop = lambda: flag.requested and jax.process_count() == 1
+        self.parts = setup.assemble(config, directory, rules)
+        self.programs, self.store = self.parts.programs, self.parts.store
+        self.train_data = self.parts.train_data
         self.progress = progress.Progress(
             steps=config.steps,
             every=config.progress_every,
@@ -133,19 +126,13 @@ class _Run:
         self.profiler = profiling.Profiler(
             config.profile.window(), directory / "profile"
         )
-        self.store = checkpoints.CheckpointStore(
-            directory / "checkpoints",
-            keep=config.checkpoint.keep,
-            keep_every=config.checkpoint.keep_every or None,
-        )
-        self._bind_workdir()
         self.step = 0
         self.state: Any = None
         self.position = self.train_data.get_state()
         # The last launched step whose metrics are still on the device, and
         # the row of a step that waits for its validation.
         self.launched: tuple[int, dict[str, jax.Array]] | None = None
-        self.row: dict[str, Any] | None = None
+        self.row: rows.Row | None = None
         self.validation: dict[str, float] = {}
 
     def execute(self) -> Outcome:
@@ -175,27 +162,8 @@ class _Run:
             model=self.programs.model,
             validation=self.validation,
             already_done=already_done,
-            corpus=self.corpus,
+            corpus=self.parts.corpus,
         )
-
-    def _bind_workdir(self) -> None:
-        rows_there = self.directory / "metrics.jsonl"
-        begun = self.store.steps() or (
-            rows_there.exists() and rows_there.stat().st_size
-        )
-        try:
-            workdir.bind_config(
-                self.directory,
-                config_lib.to_dict(self.config),
-                allowed=config_lib.FREE_FIELDS,
-                # A start that failed before its first row leaves nothing
-                # that a corrected command could spoil.
-                override=not begun,
-            )
-        except ValueError as error:
-            raise flags.ConfigError(str(error)) from error
-        self.provenance = provenance.collect()
-        provenance.write(self.directory, self.provenance)
 
     def _restore(self) -> None:
         restored = self.store.restore(self.programs.abstract_state)
@@ -210,13 +178,15 @@ class _Run:
     def _train(self) -> int:
         config, stop = self.config, self.stop
         try:
-            how = f"resuming after step {self.step}" if self.step else "starting"
+            how = (
+                f"resuming after step {self.step}" if self.step else "starting"
+            )
             self.progress.say(
                 f"{how}: {self.programs.parameters:,} parameters, "
-                f"{config.steps} steps, {self.provenance['devices']}, "
+                f"{config.steps} steps, {self.parts.provenance['devices']}, "
                 f"mesh {dict(self.programs.mesh.shape)}"
             )
-            upcoming = self._fetch()
+            upcoming = background.Job(self._read)
             if self.state is None:
                 self.state = self.programs.init(self.progress, stop)
             if self.row is not None:
@@ -227,7 +197,7 @@ class _Run:
             while self.step < config.steps:
                 batch, position = self._wait(upcoming)
                 if self.step + 1 < config.steps:
-                    upcoming = self._fetch()
+                    upcoming = background.Job(self._read)
                 self.profiler.before(self.step + 1)
                 self.state, result = self.programs.train_step(
                     self.state, self.programs.put(batch)
@@ -236,7 +206,7 @@ class _Run:
                 # The step before is read only now that the device is busy.
                 previous, self.launched = self.launched, (self.step, result)
                 if previous is not None:
-                    self._write(self._row(*previous))
+                    self._write(self._row(previous))
                 self.profiler.after(self.step, result)
                 self._boundary()
         except background.PreemptedError:
@@ -254,7 +224,7 @@ class _Run:
             return
         assert self.launched is not None
         launched, self.launched = self.launched, None
-        self.row = self._row(*launched)
+        self.row = self._row(launched)
         self.progress.pause()
         if evaluating:
             self.row["validation"] = None
@@ -267,36 +237,24 @@ class _Run:
             raise background.PreemptedError
         self.progress.resume()
 
-    def _fetch(self) -> background.Job[tuple[Any, dict[str, Any]]]:
-        """Reads the next batch, and the position behind it, in a thread."""
-
-        def read() -> tuple[Any, dict[str, Any]]:
-            return next(self.train_data), self.train_data.get_state()
-
-        return background.Job(read)
+    def _read(self) -> tuple[Any, dict[str, Any]]:
+        """The next batch, and the position behind it."""
+        return next(self.train_data), self.train_data.get_state()
 
     def _wait(self, upcoming: background.Job[Any]) -> Any:
         begin = time.monotonic()
         result = upcoming.wait(
-            self.stop,
-            lambda: self.progress.still("waiting for data", begin),
+            self.stop, lambda: self.progress.still("waiting for data", begin)
         )
         self.progress.waited(time.monotonic() - begin)
         return result
 
-    def _row(self, number: int, result: dict[str, jax.Array]) -> dict[str, Any]:
-        row = rows.fetch(number, result)
-        bad = rows.bad_numbers(row)
-        if bad and self.config.nonfinite == "stop":
-            raise rows.NonFiniteError(
-                f"step {number}: {bad}. No checkpoint holds it; those of steps "
-                f"{self.store.steps() or 'none'} in {self.store.directory} are "
-                f"good. In another workdir, lower optimizer.learning_rate or "
-                f"optimizer.clip_norm, look with --config.debug=true, or leave "
-                f"such updates out with --config.nonfinite=skip"
-            )
-        if bad:
-            self.progress.say(f"step {number}: update skipped, {bad}")
+    def _row(self, launched: tuple[int, dict[str, jax.Array]]) -> rows.Row:
+        row = rows.fetch(*launched)
+        saved = f"{self.store.steps() or 'none'} in {self.store.directory}"
+        told = rows.check(row, self.config.nonfinite, saved)
+        if told:
+            self.progress.say(told)
         return row
 
     def _finish_row(self) -> None:
@@ -310,7 +268,7 @@ class _Run:
             self.validation = evaluation.evaluate(
                 self.programs.eval_step,
                 self.state.params,
-                self.validation_data,
+                self.parts.validation_data,
                 self.programs.put,
                 self.stop,
             )
@@ -322,7 +280,7 @@ class _Run:
             )
         self.row = None
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _write(self, row: rows.Row) -> None:
         scalars = {name: v for name, v in row.items() if name != "step"}
         self.writer.write(row["step"], **scalars)
         numbers = self.progress.step(row["step"], row["loss"])
@@ -336,16 +294,17 @@ class _Run:
             "unfinished_row": rows.encode(self.row),
             "validation": self.validation,
             "mesh": dict(self.programs.mesh.shape),
-            **self.provenance,
+            **self.parts.provenance,
         }
         self.store.save(self.step, self.state, self.position, meta)
+        compile_cache.seal(self.cache)
 
     def _save_preempted(self) -> None:
         if self.state is None:
             self.progress.say("stopped before the first step: nothing to save")
             return
         if self.launched is not None:
-            self._write(self._row(*self.launched))
+            self._write(self._row(self.launched))
         self._save()
         self.store.wait()
         self.progress.say(

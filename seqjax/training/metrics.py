@@ -17,8 +17,13 @@ from typing import Any
 import numpy as np
 
 from seqjax.training import _files
+from seqjax.training import _processes
 
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class MetricsError(RuntimeError):
+    """A file of rows is damaged or cannot grow; the message says what to do."""
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -28,7 +33,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     unfinished last line is left out.
 
     Raises:
-      ValueError: for any other line that is no row, naming file and line.
+      MetricsError: for any other line that is no row, naming file and line.
     """
     path = pathlib.Path(path)
     lines = path.read_bytes().split(b"\n")[:-1]
@@ -39,9 +44,10 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Writes the rows of one run; in a job of many processes, process 0 only.
+    """Writes the rows of one run.
 
-    Hold the workdir's lock while it is open.
+    Hold the workdir's lock while it is open. In a job of many processes all
+    make the same calls and the first one writes.
     """
 
     def __init__(
@@ -60,19 +66,23 @@ class MetricsWriter:
           tensorboard: also write events into workdir/tensorboard.
 
         Raises:
-          ValueError: if metrics.jsonl is damaged before its last line.
+          MetricsError: if metrics.jsonl is damaged before its last line.
         """
         self.workdir = pathlib.Path(workdir)
-        self.workdir.mkdir(parents=True, exist_ok=True)
         self._last = -1 if resume_step is None else int(resume_step)
         self._resume_step = self._last
+        self._metrics: _files.LineFile | None = None
+        self._timing: _files.LineFile | None = None
+        self._tensorboard = tensorboard
+        self._events = None
+        if not _processes.is_first():
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
         path = self.workdir / "metrics.jsonl"
         if path.exists():
             _drop_rows_after(path, self._last)
         self._metrics = _files.LineFile(path)
         self._timing = _files.LineFile(self.workdir / "timing.jsonl")
-        self._tensorboard = tensorboard
-        self._events = None
 
     def write(self, step: int, **scalars: Any) -> None:
         """Adds a row to metrics.jsonl and its numbers to TensorBoard.
@@ -84,7 +94,7 @@ class MetricsWriter:
 
         Raises:
           ValueError: for a step out of order or a value that is no number.
-          OSError: if the row cannot be written, naming the file.
+          MetricsError: if the row cannot be written, naming the file.
         """
         step = int(step)
         if step < self._last or step == self._resume_step:
@@ -93,8 +103,11 @@ class MetricsWriter:
                 "of a step are written before its checkpoint is saved"
             )
         row = {name: _number(v, name) for name, v in scalars.items()}
-        self._metrics.append(_line(step, row))
+        line = _line(step, row)
         self._last = step
+        if self._metrics is None:
+            return
+        _append(self._metrics, line)
         if self._tensorboard:
             events = self._open_events()
             for name, value in row.items():
@@ -105,25 +118,29 @@ class MetricsWriter:
 
         Raises:
           ValueError: for a value that is neither.
-          OSError: if the row cannot be written, naming the file.
+          MetricsError: if the row cannot be written, naming the file.
         """
         row = {
             name: v if isinstance(v, str) else _number(v, name)
             for name, v in scalars.items()
         }
-        self._timing.append(_line(int(step), row))
+        line = _line(int(step), row)
+        if self._timing is not None:
+            _append(self._timing, line)
 
     def flush(self) -> None:
         """Makes all rows durable; call before saving a checkpoint."""
-        self._metrics.sync()
-        self._timing.sync()
+        for file in (self._metrics, self._timing):
+            if file is not None:
+                file.sync()
         if self._events is not None:
             self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes; may be called twice."""
-        self._metrics.close()
-        self._timing.close()
+        for file in (self._metrics, self._timing):
+            if file is not None:
+                file.close()
         if self._events is not None:
             self._events.close()
             self._events = None
@@ -148,6 +165,17 @@ class MetricsWriter:
         return self._events
 
 
+def _append(file: _files.LineFile, line: str) -> None:
+    try:
+        file.append(line)
+    except OSError as error:
+        raise MetricsError(
+            f"cannot write a row to {file.path}: {error.strerror}; free space "
+            "there and start the same command again, it resumes from its last "
+            "checkpoint"
+        ) from error
+
+
 def _drop_rows_after(path: pathlib.Path, step: int) -> None:
     content = path.read_bytes()
     kept = 0
@@ -168,7 +196,7 @@ def _parse(line: bytes, path: pathlib.Path, number: int) -> dict:
             return row
     except ValueError:
         pass
-    raise ValueError(
+    raise MetricsError(
         f"{path}, line {number} is not a row with a step: {line[:60]!r}; "
         "bring back a copy of the file, or delete that line"
     )

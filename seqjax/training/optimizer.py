@@ -6,6 +6,7 @@ finds the same learning rate.
 """
 
 import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -73,11 +74,13 @@ def learning_rate(
 def make(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clipping, Adam moments and decoupled decay, without the learning rate.
 
-    Decay leaves out norms, biases and decay rates.  The train step multiplies the result by minus ``learning_rate`` of its
-    own step counter.
+    Decay leaves out norms, biases and decay rates.  The train step multiplies
+    the result by minus ``learning_rate`` of its own step counter.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=models.weight_decay_mask),
+        optax.add_decayed_weights(
+            config.weight_decay, mask=models.weight_decay_mask
+        ),
     )

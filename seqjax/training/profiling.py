@@ -9,9 +9,7 @@ import jax
 class Profiler:
     """Starts and stops ``jax.profiler`` around the steps first..last."""
 
-    def __init__(
-        self, window: tuple[int, int] | None, directory: pathlib.Path
-    ):
+    def __init__(self, window: tuple[int, int] | None, directory: pathlib.Path):
         """Args: the window in steps counted from 1, and where to write."""
         self._window = window
         self._directory = directory

@@ -1,7 +1,7 @@
 """What a run says while it runs: one line now and then, on stdout."""
 
-import time
 from collections.abc import Callable
+import time
 from typing import TypeVar
 
 import jax
@@ -101,6 +101,9 @@ class Progress:
             self._window_start += time.monotonic() - self._paused_at
             self._paused_at = None
 
+    def _count(self, step: int) -> str:
+        return f"step {step:{len(str(self._steps))}d}/{self._steps}"
+
     def _now(self) -> float:
         if self._paused_at is not None:
             return self._paused_at
@@ -111,14 +114,14 @@ class Progress:
 
         Returns its numbers, for the timing file.
         """
-        due = (
-            self._shown < _SINGLY
-            or step % self._every == 0
-            or step == self._steps
-        )
+        due = step % self._every == 0 or step == self._steps
         if not due:
+            if self._shown < _SINGLY:
+                # One step says nothing about speed, only that it goes.
+                self._shown += 1
+                self.say(f"{self._count(step)}  loss {loss:.4f}")
             return None
-        self._shown += 1
+        self._shown = _SINGLY
         now = self._now()
         done = max(step - self._window_step, 1)
         seconds = max(now - self._window_start, 1e-9)
@@ -129,8 +132,7 @@ class Progress:
             "data_wait_share": min(self._waited / seconds, 1.0),
         }
         line = (
-            f"step {step:{len(str(self._steps))}d}/{self._steps}  "
-            f"loss {loss:.4f}  {numbers['tokens_per_second']:,.0f} tokens/s  "
+            f"{self._count(step)}  loss {loss:.4f}  {numbers['tokens_per_second']:,.0f} tokens/s  "
         )
         if self._peak is not None:
             numbers["mfu"] = self._flops / per_step / self._peak
@@ -148,7 +150,7 @@ class Progress:
     ) -> None:
         """The line of a validation."""
         self.say(
-            f"step {step}/{self._steps}  validation: loss "
+            f"{self._count(step)}  validation: loss "
             f"{numbers['validation_loss']:.4f}, "
             f"{numbers['validation_bits_per_token']:.4f} bits/token over "
             f"{numbers['validation_tokens']:,} tokens, {duration(seconds)}"

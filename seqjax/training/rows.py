@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+Row = dict[str, Any]
+
 _WHOLE = ("tokens", "skipped")
 
 
@@ -12,26 +14,46 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient that is no finite number, under nonfinite="stop"."""
 
 
-def fetch(step: int, result: dict[str, jax.Array]) -> dict[str, Any]:
+def fetch(step: int, result: dict[str, jax.Array]) -> Row:
     """The metrics of a launched step as a row of plain numbers; waits."""
     values = jax.device_get(result)
-    row: dict[str, Any] = {"step": step}
+    row: Row = {"step": step}
     for name, value in values.items():
         if name != "finite":
             row[name] = int(value) if name in _WHOLE else float(value)
     return row
 
 
-def bad_numbers(row: dict[str, Any]) -> str:
-    """What in a row is not finite, as "loss = nan"; empty where all is."""
-    return ", ".join(
+def check(row: Row, policy: str, saved: str) -> str:
+    """What to tell about a row whose update was left out; "" where none was.
+
+    Args:
+      row: of a step.
+      policy: TrainConfig.nonfinite.
+      saved: which checkpoints there are, and where.
+
+    Raises:
+      NonFiniteError: the policy is "stop".
+    """
+    bad = ", ".join(
         f"{name} = {value}"
         for name, value in row.items()
         if isinstance(value, float) and not math.isfinite(value)
     )
+    if not bad:
+        return ""
+    if policy == "skip":
+        return f"step {row['step']}: update skipped, {bad}"
+    raise NonFiniteError(
+        f"step {row['step']}: {bad}. No checkpoint holds it; those of steps "
+        f"{saved} are good. In another workdir, lower "
+        f"optimizer.learning_rate or optimizer.clip_norm, look with "
+        f"--config.debug=true, or leave such updates out with "
+        f"--config.nonfinite=skip"
+    )
 
 
-def encode(row: dict[str, Any] | None) -> dict[str, Any] | None:
+def encode(row: Row | None) -> Row | None:
     """A row as JSON, which knows no NaN: those become strings."""
     if row is None:
         return None
@@ -43,7 +65,7 @@ def encode(row: dict[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def decode(row: dict[str, Any] | None) -> dict[str, Any] | None:
+def decode(row: Row | None) -> Row | None:
     """The inverse of ``encode``."""
     if row is None:
         return None

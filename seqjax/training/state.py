@@ -61,4 +61,3 @@ def abstract(
         shapes,
         shardings,
     )
-

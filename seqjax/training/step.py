@@ -106,7 +106,7 @@ def make_train_step(
                 (parts, jnp.arange(config.accumulation)),
             )
 
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = optimizer_lib.learning_rate(
             config.optimizer, state.step, config.steps

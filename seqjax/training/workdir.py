@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 
 from seqjax.training import _files
+from seqjax.training import _processes
 
 _SHOWN = 8
 _ABSENT = "absent"
@@ -32,7 +33,8 @@ class WorkdirLock:
     Forked data workers do not inherit it, so workers that outlive a killed
     job do not keep the next one out. Where the file system has no locks, the
     host and pid in the file decide, and an owner on another host is believed
-    to live. In a job of many processes, process 0 holds it.
+    to live. In a job of many processes the first one holds it and the others
+    pass.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -47,6 +49,8 @@ class WorkdirLock:
         Raises:
           WorkdirLocked: if another job has it, naming host, pid and time.
         """
+        if not _processes.is_first():
+            return self
         self.workdir.mkdir(parents=True, exist_ok=True)
         key = self.workdir.resolve()
         if key in _held:
@@ -62,6 +66,7 @@ class WorkdirLock:
             self._acquire()
         except BaseException:
             os.close(self._descriptor)
+            self._descriptor = -1
             raise
         _held.add(key)
         owner = {
@@ -74,8 +79,11 @@ class WorkdirLock:
 
     def __exit__(self, *exception) -> None:
         """Frees the lock; the file stays, empty."""
+        if self._descriptor < 0:
+            return
         self._write("")
         os.close(self._descriptor)  # closing frees a record lock
+        self._descriptor = -1
         _held.discard(self.workdir.resolve())
 
     def _acquire(self) -> None:
@@ -157,6 +165,7 @@ def bind_config(
 
     The first call writes it. Later calls compare: a field outside allowed
     that differs is refused, so that a run is never continued as another one.
+    In a job of many processes only the first one writes.
 
     Args:
       workdir: made if it is not there. Hold its lock.
@@ -182,7 +191,8 @@ def bind_config(
     text = (json.dumps(config, indent=2) + "\n").encode()
     if not path.exists():
         _check_allowed(allowed, new.keys())
-        _files.replace(path, text)
+        if _processes.is_first():
+            _files.replace(path, text)
         return []
     old = _flatten(_load(path))
     _check_allowed(allowed, new.keys() | old.keys())
@@ -214,7 +224,7 @@ def bind_config(
             )
             + "."
         )
-    if changed:
+    if changed and _processes.is_first():
         for name in changed:
             logging.info(
                 "configuration changed: %s from %s to %s",

@@ -1,8 +1,8 @@
 """The trigram bar against a computation that loops over bytes."""
 
+from collections import Counter
 import math
 import zlib
-from collections import Counter
 
 import numpy as np
 import pytest

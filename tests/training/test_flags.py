@@ -1,26 +1,9 @@
 """The command line: typed overrides, and messages that help."""
 
-import dataclasses
-
 import pytest
 
 from seqjax.training import flags
-
-
-@dataclasses.dataclass
-class Inner:
-    width: int = 8
-    pattern: tuple[str, ...] = ("a", "b")
-    pair: tuple[int, int] = (1, 2)
-    window: int | None = None
-    rate: float = 0.5
-
-
-@dataclasses.dataclass
-class Outer:
-    inner: Inner = dataclasses.field(default_factory=Inner)
-    debug: bool = False
-    name: str = "x"
+from tests.training.flag_cases import Inner, Outer
 
 
 def test_overrides_are_typed():
@@ -78,9 +61,9 @@ def test_wrong_values_in_a_config_file_are_found():
 
 def test_config_files(tmp_path):
     good = tmp_path / "good.py"
-    good.write_text("from tests.training.test_flags import Outer as get_config")
+    good.write_text("from tests.training.flag_cases import Outer as get_config")
     path = tmp_path / "bad.py"
-    head = "from tests.training.test_flags import Inner, Outer\n"
+    head = "from tests.training.flag_cases import Inner, Outer\n"
     for text, parts in (
         ("x = 1", ["no get_config()"]),
         ("def get_config():\n  return 3", ["must return a Outer", "int"]),

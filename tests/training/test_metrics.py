@@ -126,7 +126,9 @@ class TestResume:
         for bad in (b'{"loss": 1.0}', b"\x00\xff", b"[1]", b""):
             lines[2] = bad
             (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
-            with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is"):
+            with pytest.raises(
+                metrics.MetricsError, match=r"metrics.jsonl, line 3 is"
+            ):
                 open_writer(tmp_path, 8)
             assert (
                 (tmp_path / "metrics.jsonl").read_bytes().startswith(lines[0])
@@ -152,11 +154,12 @@ def test_full_disk_leaves_whole_lines(tmp_path):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (30, hard))
         try:
-            with pytest.raises(OSError, match="cannot write a row") as caught:
+            with pytest.raises(metrics.MetricsError) as caught:
                 writer.write(2, loss=1.0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert caught.value.filename.endswith("metrics.jsonl")
+        path = tmp_path / "metrics.jsonl"
+        assert f"cannot write a row to {path}: File too" in str(caught.value)
         writer.write(2, loss=1.0)
     rows = metrics.read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]

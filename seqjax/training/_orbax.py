@@ -1,0 +1,76 @@
+"""Everything here that knows Orbax: writing steps and its log."""
+
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from absl import logging
+import jax
+import orbax.checkpoint as ocp
+
+from seqjax.training import _processes
+
+
+def open_manager(
+    directory: pathlib.Path, keep: int, keep_every: int | None
+) -> ocp.CheckpointManager:
+    """Makes the directory, clears what kills have left, sets the policy."""
+    _hush()
+    directory.mkdir(parents=True, exist_ok=True)
+    if _processes.is_first():
+        for path in directory.glob("*.orbax-checkpoint-tmp*"):
+            logging.info("removing unfinished checkpoint %s", path)
+            shutil.rmtree(path)
+    policy = ocp.checkpoint_managers
+    preserve: list[Any] = [policy.LatestN(n=keep)]
+    if keep_every is not None:
+        preserve.append(policy.EveryNSteps(keep_every))
+    return ocp.CheckpointManager(
+        directory,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(preserve),
+            # A damaged step must not keep the manager from opening.
+            lightweight_initialize=True,
+        ),
+        item_names=("state", "data", "meta"),
+    )
+
+
+def start_save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    arrays: dict[str, jax.Array],
+    data: list[dict],
+    manifest: dict,
+) -> None:
+    """Copies the arrays off the devices, then writes in the background."""
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            # Orbax refuses empty arrays; the manifest alone restores them.
+            state=ocp.args.StandardSave(
+                {name: leaf for name, leaf in arrays.items() if leaf.size}
+            ),
+            data=ocp.args.JsonSave({"processes": data}),
+            meta=ocp.args.JsonSave(manifest),
+        ),
+        force=True,
+    )
+
+
+def _hush() -> None:
+    """Drops Orbax's INFO lines, dozens a save, and its error tracebacks.
+
+    The errors themselves are raised again by the caller with a remedy.
+    """
+    logger = logging.get_absl_logger()
+    if _worth_reading not in logger.filters:
+        logger.addFilter(_worth_reading)
+
+
+def _worth_reading(record) -> bool:
+    if f"{os.sep}orbax{os.sep}" not in record.pathname:
+        return True
+    loud = record.levelname in ("WARNING", "ERROR", "CRITICAL")
+    return loud and record.exc_info is None

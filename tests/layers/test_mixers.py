@@ -1,0 +1,257 @@
+"""Each mixer layer against a token-by-token numpy account of its paper."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqjax import layers
+
+B, T, D, H, K = 2, 7, 12, 2, 4
+
+
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def _silu(x):
+    return x * _sigmoid(x)
+
+
+def _rms(x):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+
+
+def _heads(x, kernel):
+    return np.einsum("btd,dhk->bthk", x, kernel)
+
+
+def _out(o, kernel):
+    return np.einsum("bthv,hvd->btd", o, kernel)
+
+
+def _rotate(x):
+    half = x.shape[-1] // 2
+    angle = np.arange(T)[:, None] * 10000.0 ** (-np.arange(half) / half)
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    a, b = x[..., :half], x[..., half:]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def _conv(x, weight, bias=0.0):
+    past = np.pad(x, ((0, 0), (len(weight) - 1, 0), (0, 0)))
+    taps = [past[:, w : w + T] * weight[w] for w in range(len(weight))]
+    return _silu(sum(taps) + bias)
+
+
+def _recur(q, k, v, log_decay, scale):
+    """o_t = scale * S_t^T q_t with log_decay [B, T, H]."""
+    state = np.zeros((B, q.shape[2], q.shape[3], v.shape[3]))
+    out = []
+    for t in range(T):
+        state = state * np.exp(log_decay[:, t])[..., None, None]
+        state = state + np.einsum("bhk,bhv->bhkv", k[:, t], v[:, t])
+        out.append(scale * np.einsum("bhk,bhkv->bhv", q[:, t], state))
+    return np.stack(out, 1)
+
+
+def _retnet(p, x):
+    q = _rotate(_heads(x, p["query"]["kernel"]))
+    k = _rotate(_heads(x, p["key"]["kernel"]))
+    v = _heads(x, p["value"]["kernel"])
+    decay = np.log(1 - 2.0 ** (-5 - np.arange(H)))
+    o = _recur(q, k, v, np.broadcast_to(decay, (B, T, H)), K**-0.5)
+    o = _rms(o) * p["norm"]["scale"] * _silu(_heads(x, p["gate"]["kernel"]))
+    return _out(o, p["out"]["kernel"])
+
+
+def _lightning(p, x):
+    q, k, v = (
+        _silu(_heads(x, p[name]["kernel"])) for name in ("query", "key", "value")
+    )
+    slope = 2.0 ** (-4.0 * np.arange(1, H + 1)) * (1 - 1 / (3 + 1e-5) + 1e-5)
+    o = _recur(q, k, v, np.broadcast_to(-slope, (B, T, H)), 1.0)
+    low = x @ p["gate_in"]["kernel"]
+    gate = _sigmoid(_heads(low, p["gate"]["kernel"]))
+    o = _rms(o.reshape(B, T, -1)) * p["norm"]["scale"]
+    return _out(o.reshape(B, T, H, K) * gate, p["out"]["kernel"])
+
+
+def _simple_gla(p, x):
+    qkv = _conv(x @ p["qkv"]["kernel"], p["conv"])
+    q, k, v = (part.reshape(B, T, H, K) for part in np.split(qkv, 3, -1))
+    gate = x @ p["decay"]["kernel"] + p["decay"]["bias"]
+    o = _recur(q, k, v, np.log(_sigmoid(gate)) / 16, K**-0.5)
+    o = _rms(o) * p["norm"]["scale"] * _silu(_heads(x, p["gate"]["kernel"]))
+    return _out(o, p["out"]["kernel"])
+
+
+def _mamba2(p, x):
+    inner, shared = 4 * 4, 2 * 3
+    zxbc = x @ p["in"]["kernel"]
+    z, xbc = zxbc[..., :inner], zxbc[..., inner:]
+    xbc = _conv(xbc, p["conv"], p["conv_bias"])
+    u = xbc[..., :inner].reshape(B, T, 4, 4)
+    b = xbc[..., inner : inner + shared].reshape(B, T, 2, 3).repeat(2, 2)
+    c = xbc[..., inner + shared :].reshape(B, T, 2, 3).repeat(2, 2)
+    dt = np.log1p(np.exp(x @ p["dt"]["kernel"] + p["dt"]["bias"]))
+    y = _recur(c, b, dt[..., None] * u, -dt * np.exp(p["A_log"]), 1.0)
+    y = y + p["D"][:, None] * u
+    y = y.reshape(B, T, inner) * _silu(z)
+    y = _rms(y.reshape(B, T, 2, -1)).reshape(B, T, inner)
+    return y * p["norm"]["scale"] @ p["out"]["kernel"]
+
+
+def _attention(gate, p, x):
+    q = _heads(x, p["query"]["kernel"])
+    k = _heads(x, p["key"]["kernel"])
+    q = _rotate(_rms(q) * p["query_norm"]["scale"])
+    k = _rotate(_rms(k) * p["key_norm"]["scale"]).repeat(2, 2)
+    v = _heads(x, p["value"]["kernel"]).repeat(2, 2)
+    logits = np.einsum("bthk,bshk->bhts", q, k) * K**-0.5
+    distance = np.arange(T)[:, None] - np.arange(T)
+    logits = np.where((distance >= 0) & (distance < 3), logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights = weights / weights.sum(-1, keepdims=True)
+    o = np.einsum("bhts,bshv->bthv", weights, v)
+    if gate != "none":
+        o = o * _sigmoid(_heads(x, p["gate"]["kernel"]))
+    return _out(o, p["out"]["kernel"])
+
+
+def _softmax(gate):
+    layer = layers.Attention(
+        2 * H, K, H, window=3, output_gate=gate, qk_norm=True
+    )
+    return layer, functools.partial(_attention, gate)
+
+
+CASES = {
+    "retnet": (layers.RetNet(H, K), _retnet),
+    "lightning": (
+        layers.Lightning(H, K, layer=1, layers=4, gate_rank=3),
+        _lightning,
+    ),
+    "simple_gla": (layers.SimpleGLA(H, K), _simple_gla),
+    "mamba2": (layers.Mamba2(4, 4, 3, groups=2), _mamba2),
+    "attention": _softmax("none"),
+    "headwise": _softmax("headwise"),
+    "elementwise": _softmax("elementwise"),
+}
+
+
+def _noisy(params, key):
+    """Random values on top, so that scales and biases of 1 and 0 matter."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return tree.unflatten(
+        [
+            leaf + 0.3 * jax.random.normal(k, leaf.shape)
+            for leaf, k in zip(leaves, keys, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_numpy(name):
+    layer, oracle = CASES[name]
+    x = jax.random.normal(jax.random.key(0), (B, T, D))
+    params = jax.jit(layer.init)(jax.random.key(1), x)
+    params = _noisy(params, jax.random.key(2))
+    y, state = jax.jit(layer.apply)(params, x)
+    params64 = jax.tree.map(np.float64, params["params"])
+    expected = oracle(params64, np.float64(x))
+    scale = np.sqrt((expected**2).mean())
+    np.testing.assert_allclose(y / scale, expected / scale, atol=2e-5, rtol=0)
+    first = jax.eval_shape(lambda: layer.init_state(B, T))
+    assert jax.tree.map(lambda s: (s.shape, s.dtype), first) == jax.tree.map(
+        lambda s: (s.shape, s.dtype), state
+    )
+
+
+def test_sharded_over_time_equals_whole():
+    """All four recurrent layers on four devices, in one program."""
+    mesh = jax.make_mesh(
+        (4,), ("seq",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    length = 16
+    x = jax.random.normal(jax.random.key(0), (B, length, D))
+    ids = jnp.array([[0] * 5 + [1] * 9 + [-1] * 2, [3] * 10 + [4] * 6])
+    ids = ids.astype(jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (1, 16))
+    positions = jnp.broadcast_to(positions, (B, length))
+    names = ("retnet", "lightning", "simple_gla", "mamba2")
+    whole = {name: CASES[name][0] for name in names}
+    params = {
+        name: layer.init(jax.random.key(1), x[:, :1])
+        for name, layer in whole.items()
+    }
+
+    def run(axis_name, params, x, ids, positions):
+        out = {}
+        for name, layer in whole.items():
+            layer = layer.clone(axis_name=axis_name)
+            extra = (None, ids)
+            if name == "retnet":
+                extra += (positions,)
+            out[name] = layer.apply(params[name], x, *extra)[0]
+        return out
+
+    spec = jax.sharding.PartitionSpec(None, "seq")
+    sharded = jax.shard_map(
+        functools.partial(run, "seq"),
+        mesh=mesh,
+        in_specs=(jax.sharding.PartitionSpec(), spec, spec, spec),
+        out_specs=spec,
+    )
+    got = jax.jit(sharded)(params, x, ids, positions)
+    expected = jax.jit(functools.partial(run, None))(params, x, ids, positions)
+    for name in names:
+        np.testing.assert_allclose(
+            got[name], expected[name], atol=2e-5, rtol=0, err_msg=name
+        )
+
+
+def test_initial_values_are_those_of_the_papers():
+    x = jnp.zeros((1, 1, 256))
+    mamba = layers.Mamba2(512, 1).init(jax.random.key(0), x)["params"]
+    assert 1 <= np.exp(mamba["A_log"]).min() < 1.5
+    assert 15 < np.exp(mamba["A_log"]).max() <= 16
+    step = np.log1p(np.exp(np.float64(mamba["dt"]["bias"])))
+    assert 1e-3 * 0.999 < step.min() < 2e-3 and 0.05 < step.max() < 0.1001
+    # Log-uniform: the median is the geometric mean of the bounds.
+    assert 0.007 < np.median(step) < 0.014
+    np.testing.assert_array_equal(mamba["D"], 1)
+    assert np.abs(mamba["in"]["kernel"]).max() <= 1 / 16
+    retnet = layers.RetNet(4, 64).init(jax.random.key(0), x)["params"]
+    # Xavier with gain 2^-2.5: variance 2^-5 * 2 / (fan_in + fan_out).
+    np.testing.assert_allclose(
+        np.var(retnet["query"]["kernel"]), 2 / 512 / 32, rtol=0.05
+    )
+    half = layers.SimpleGLA(4, 64, residual_scale=0.5).init(
+        jax.random.key(0), x
+    )["params"]
+    np.testing.assert_allclose(
+        np.var(half["out"]["kernel"]), 0.25 / 256, rtol=0.05
+    )
+
+
+def test_errors():
+    x = jnp.zeros((1, 2, D))
+    with pytest.raises(ValueError, match="positions must be given along with"):
+        layer = layers.RetNet(H, K)
+        layer.init(jax.random.key(0), x, layer.init_state(1, 2))
+    with pytest.raises(ValueError, match=r"positions must have shape \(1, 2\)"):
+        layers.RetNet(H, K).init(
+            jax.random.key(0), x, positions=jnp.zeros((1, 3), jnp.int32)
+        )
+    with pytest.raises(ValueError, match="positions must be None where rotary"):
+        layers.Attention(H, K, rotary_base=None).init(
+            jax.random.key(0), x, positions=jnp.zeros((1, 2), jnp.int32)
+        )
+    with pytest.raises(ValueError, match="output_gate must be one of .*'sig'"):
+        layers.Attention(H, K, output_gate="sig").init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="got layer=4 and layers=4"):
+        layers.Lightning(H, K, layer=4, layers=4).init(jax.random.key(0), x)
