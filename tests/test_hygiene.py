@@ -1,6 +1,7 @@
 """Every module imports on a bare machine, and every file stays readable."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -83,7 +84,10 @@ def test_files_are_short_and_narrow():
         if len(lines) > MAX_LINES:
             faults.append(f"{name}: {len(lines)} lines, at most {MAX_LINES}")
         for number, line in enumerate(lines, 1):
-            # An address cannot be broken.
+            # Words to a tool stand behind the line; an address has no break.
+            line = re.sub(
+                r"\s+# (noqa|pyright: ignore|type: ignore).*", "", line
+            )
             if len(line) > MAX_COLUMNS and "://" not in line:
                 faults.append(f"{name}:{number}: {len(line)} columns")
     assert not faults, "\n".join(faults)

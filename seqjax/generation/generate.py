@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import models
-from seqjax.generation import decoding, sampling
+from seqjax.generation import decoding
+from seqjax.generation import sampling
 
 
 def generate(

@@ -1,6 +1,7 @@
 """Softmax attention with rotary positions, grouped heads and an output gate.
 
-    o_t = sum_s softmax_s(q_t . k_s / sqrt(K)) v_s,   y = W_o (o * sigmoid(W_g x))
+    o_t = sum_s softmax_s(q_t . k_s / sqrt(K)) v_s
+    y = W_o (o * sigmoid(W_g x))
 
 Rotary positions: arXiv 2104.09864; grouped heads: 2305.13245; output gate:
 2505.06708 (one number a head, "headwise", or a channel, "elementwise");
@@ -9,12 +10,14 @@ value seen (2*Hk*K numbers a token), or the last window-1 of them; cost O(T*K)
 per token and head.
 """
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from seqjax import ops
-from seqjax.layers import norms, projections, rotary
+from seqjax.layers import norms
+from seqjax.layers import projections
+from seqjax.layers import rotary
 
 OUTPUT_GATES = ("none", "headwise", "elementwise")
 
@@ -138,7 +141,5 @@ class Attention(nn.Module):
         if self.output_gate == "none":
             return o
         features = 1 if self.output_gate == "headwise" else self.head_dim
-        gate = projections.to_heads(
-            x, self.heads, features, self.dtype, "gate"
-        )
+        gate = projections.to_heads(x, self.heads, features, self.dtype, "gate")
         return o * nn.sigmoid(gate)

@@ -2,9 +2,9 @@
 
 import math
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 
 def scaled(
@@ -34,8 +34,7 @@ def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
 
 
 def log_uniform(low: float, high: float) -> nn.initializers.Initializer:
-    """log A with A ~ U(low, high); Mamba-2's A is U(1, 16) (arXiv 2405.21060).
-    """
+    """log A with A ~ U(low, high); Mamba-2 has U(1, 16) (arXiv 2405.21060)."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype):
         return jnp.log(jax.random.uniform(key, shape, dtype, low, high))

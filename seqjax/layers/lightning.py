@@ -12,12 +12,13 @@ decides what is kept.
 
 from typing import NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from seqjax import ops
-from seqjax.layers import norms, projections
+from seqjax.layers import norms
+from seqjax.layers import projections
 from seqjax.layers import slopes as slopes_lib
 
 

@@ -11,12 +11,13 @@ the largest state of the mixers here, recall grows with N.
 
 from typing import NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from seqjax import ops
-from seqjax.layers import initializers, norms
+from seqjax.layers import initializers
+from seqjax.layers import norms
 
 
 class Mamba2State(NamedTuple):

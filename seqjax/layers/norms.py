@@ -9,9 +9,9 @@ then normalises.  Statistics are taken in float32 (float64 for float64 input).
 
 from collections.abc import Callable
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:

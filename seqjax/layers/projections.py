@@ -1,12 +1,14 @@
 """The linear maps into heads and out of them, without biases."""
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from seqjax.layers import initializers
 
 Initializer = nn.initializers.Initializer
+
+_LECUN = nn.initializers.lecun_normal()
 
 
 def to_heads(
@@ -15,7 +17,7 @@ def to_heads(
     features: int,
     dtype: jnp.dtype,
     name: str,
-    kernel_init: Initializer = nn.initializers.lecun_normal(),
+    kernel_init: Initializer = _LECUN,
 ) -> jax.Array:
     """Projects x [B, T, D] to [B, T, heads, features]; call it in a module."""
     return nn.DenseGeneral(
@@ -32,7 +34,7 @@ def from_heads(
     width: int,
     dtype: jnp.dtype,
     residual_scale: float,
-    kernel_init: Initializer = nn.initializers.lecun_normal(),
+    kernel_init: Initializer = _LECUN,
 ) -> jax.Array:
     """Projects o [B, T, H, V] to [B, T, width]; call it in a module.
 

@@ -11,12 +11,15 @@ cost O(K*V) per token and head; weak at recall, since the decay is fixed.
 
 from typing import NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from seqjax import ops
-from seqjax.layers import initializers, norms, projections, rotary
+from seqjax.layers import initializers
+from seqjax.layers import norms
+from seqjax.layers import projections
+from seqjax.layers import rotary
 
 
 class RetNetState(NamedTuple):

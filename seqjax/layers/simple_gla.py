@@ -4,18 +4,21 @@
     g = log sigmoid(W_g x + b) / 16,      y = W_o (rms(o) * silu(W_r x))
 
 GLA is arXiv 2312.06635; with a scalar gate the chunked form is one dense
-matmul.  q, k and v pass a short convolution and silu.  State H*K*V + (W-1)*3*H*K
-numbers a row, cost O(K*V) per token and head; recall is bounded by the state.
+matmul.  q, k and v pass a short convolution and silu.  State
+H*K*V + (W-1)*3*H*K numbers a row, cost O(K*V) per token and head; recall is
+bounded by the state.
 """
 
 from typing import NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from seqjax import ops
-from seqjax.layers import initializers, norms, projections
+from seqjax.layers import initializers
+from seqjax.layers import norms
+from seqjax.layers import projections
 
 
 class SimpleGLAState(NamedTuple):

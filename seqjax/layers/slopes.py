@@ -52,7 +52,9 @@ def log_decay(slopes: str, heads: int, layers: int) -> jax.Array:
         geometric = 2.0 ** (-8.0 * np.arange(1, heads + 1) / heads)
         table = geometric * (1 - layer / (layers - 1 + 1e-5) + 1e-5)
     elif slopes == "tnl_code":
-        table = ops.alibi_slopes(heads)[None] * (1 - layer / (layers - 1) + 1e-5)
+        table = ops.alibi_slopes(heads)[None] * (
+            1 - layer / (layers - 1) + 1e-5
+        )
     else:
         table = 8.0 * np.arange(heads) / heads * (1 - layer / layers)
     return jnp.asarray(-table, jnp.float32)

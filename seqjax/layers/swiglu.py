@@ -5,9 +5,9 @@
 Cost 6 * D * width FLOPs a token.
 """
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from seqjax.layers import initializers
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.models import config as config_lib
-from seqjax.models import language_model, mixers
+from seqjax.models import language_model
+from seqjax.models import mixers
 
 _DECAYED = ("kernel", "embedding", "unembedding", "conv")
 
@@ -67,8 +68,9 @@ def flops_per_token(
         ]
     )
     matrices += config.vocab_size * config.width
-    per_repeat = sum(_mixing_flops(config, kind, length)
-                     for kind in config.pattern)
+    per_repeat = sum(
+        _mixing_flops(config, kind, length) for kind in config.pattern
+    )
     return 3 * (2.0 * matrices + config.repeats * per_repeat)
 
 

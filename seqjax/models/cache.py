@@ -117,7 +117,8 @@ def empty_rows(state: Any, empty: Any, rows: jax.Array) -> Any:
         # Keys and values that belong to no document are never read: leave
         # the large arrays in place.
         kept = state.k, state.v
-        state = jax.tree.map(one, state._replace(k=None, v=None),
-                             empty._replace(k=None, v=None))
+        state = jax.tree.map(
+            one, state._replace(k=None, v=None), empty._replace(k=None, v=None)
+        )
         return state._replace(k=kept[0], v=kept[1])
     return jax.tree.map(one, state, empty)

@@ -103,15 +103,19 @@ class LanguageModelConfig:
     @property
     def resolved_key_value_heads(self) -> int:
         """`key_value_heads`, or `heads` where it is None."""
-        return self.heads if self.key_value_heads is None else (
-            self.key_value_heads
+        return (
+            self.heads
+            if self.key_value_heads is None
+            else (self.key_value_heads)
         )
 
     @property
     def resolved_head_dim(self) -> int:
         """`head_dim`, or width / heads where it is None."""
-        return self.width // self.heads if self.head_dim is None else (
-            self.head_dim
+        return (
+            self.width // self.heads
+            if self.head_dim is None
+            else (self.head_dim)
         )
 
     @property

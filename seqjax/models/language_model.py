@@ -9,11 +9,12 @@ repeats as for one.
 
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from seqjax import layers, ops
+from seqjax import layers
+from seqjax import ops
 from seqjax.layers import norms
 from seqjax.layers import slopes as slopes_lib
 from seqjax.models import cache as cache_lib

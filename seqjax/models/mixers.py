@@ -6,7 +6,7 @@
 | lightning | arXiv 2401.04658 | H*K*K | O(H*K*K) |
 | gla | arXiv 2312.06635, scalar gate | H*K*K + 3*(W-1)*H*K | O(H*K*K) |
 | mamba2 | arXiv 2405.21060 | H*P*N + (W-1)*(H*P + 2*G*N) | O(H*P*N) |
-| attention | arXiv 1706.03762 | 2*Hk*K a token held, at most window-1 | O(T*H*K) |
+| attention | arXiv 1706.03762 | 2*Hk*K a token, up to window-1 | O(T*H*K) |
 
 Beside that every layer pays its projections, O(width^2) a token.
 """

@@ -18,6 +18,11 @@ from seqjax.ops.linear_attention import linear_attention as linear_attention
 from seqjax.ops.retention import retention as retention
 from seqjax.ops.retention import retention_log_decay as retention_log_decay
 from seqjax.ops.short_convolution import short_convolution as short_convolution
+from seqjax.ops.softmax_attention import AttentionState as AttentionState
+from seqjax.ops.softmax_attention import attention_cache as attention_cache
+from seqjax.ops.softmax_attention import (
+    softmax_attention as softmax_attention,
+)
 from seqjax.ops.ssd import ssd as ssd
 from seqjax.recurrence import real_positions as real_positions
 from seqjax.recurrence import segment_starts as segment_starts

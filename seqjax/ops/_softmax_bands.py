@@ -73,7 +73,7 @@ def locate(segment_ids, length: int, cache) -> tuple[Tokens, jax.Array]:
     last_id = jnp.full((1,), PADDING, jnp.int32)
     if cache is not None:
         before = cache.length
-        last_id, cached = _last_document(cache)
+        last_id, cached = last_document(cache)
     if segment_ids is None:
         rank = before[:, None] + jnp.arange(length, dtype=jnp.int32)
         ids = jnp.broadcast_to(jnp.maximum(last_id, 0)[:, None], rank.shape)
@@ -91,7 +91,7 @@ def locate(segment_ids, length: int, cache) -> tuple[Tokens, jax.Array]:
     return tokens, segment_ids
 
 
-def _last_document(cache):
+def last_document(cache):
     """Id [B] of the document the cache ends in and ranks of its tokens."""
     batch, slots = cache.position.shape
     if slots == 0:
@@ -152,4 +152,25 @@ def bands(
             cached = jnp.where(jnp.isneginf(cached_log_decay), -1, cached)
     if cached is not None:
         rank = jnp.concatenate([cached, rank], axis=1)
+    return Bands(first, last, rank)
+
+
+def stored(
+    tokens: Tokens, ranks: jax.Array, log_decay: jax.Array | None
+) -> Bands:
+    """What queries see whose own keys are in the cache already.
+
+    Args:
+      tokens: of this call.
+      ranks: int32 [B, S] of the cached keys of the last document.
+      log_decay: [B, S, H] of the cache, or None; -inf hides a key.
+
+    Returns:
+      `Bands`.
+    """
+    first = jnp.where(tokens.real, tokens.start, 1)[..., None]
+    last = jnp.where(tokens.real, tokens.rank, 0)[..., None]
+    rank = ranks[..., None]
+    if log_decay is not None:
+        rank = jnp.where(jnp.isneginf(log_decay), PADDING, rank)
     return Bands(first, last, rank)

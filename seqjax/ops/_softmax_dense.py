@@ -98,6 +98,15 @@ def recurrent(problem: Problem, precision) -> jax.Array:
     return jnp.moveaxis(y, 0, 1)
 
 
+def step(problem: Problem, precision) -> jax.Array:
+    """One query a row over a cache that holds its key already: [B, 1, H, V]."""
+    decay = None
+    if problem.cached_decay is not None:
+        high, low = problem.cached_decay
+        decay = (high + low).transpose(0, 2, 1)[:, :, None]
+    return _attend(problem, decay, precision)
+
+
 def _attend(problem, decay, precision):
     """Attention of q [B, T, H, K]; decay [B, H, T, L] or None."""
     q, pieces, sink = problem.q, problem.pieces, problem.sink
@@ -120,6 +129,10 @@ def _attend(problem, decay, precision):
         s = s + decay
 
     first, last, rank = (x.transpose(0, 2, 1) for x in problem.bands)
+    if sink is None:
+        # One key has weight 1 whatever its logit; rounding must not leave a
+        # trace of it in the gradients.
+        s = jnp.where((first == last)[..., None], 0, s)
     rank = rank[:, :, None, :]
     seen = (first[..., None] <= rank) & (rank <= last[..., None])
     top = jnp.max(s, axis=-1, where=seen, initial=-jnp.inf, keepdims=True)

@@ -48,20 +48,61 @@ def run(plan: Plan, inputs: Inputs):
     )
     if log_decay is not None:
         log_decay = log_decay.astype(dtype)
-    bands = _softmax_bands.bands(
-        tokens,
-        causal=plan.causal,
-        window=plan.window,
-        log_decay=log_decay,
-        cached_log_decay=None if cache is None else cache.log_decay,
+    state = None
+    if plan.causal:
+        state = _next_state(plan, inputs, log_decay, tokens, segment_ids)
+    if _writes_first(plan, inputs):
+        y = _decode(plan, inputs, tokens, state)
+    else:
+        bands = _softmax_bands.bands(
+            tokens,
+            causal=plan.causal,
+            window=plan.window,
+            log_decay=log_decay,
+            cached_log_decay=None if cache is None else cache.log_decay,
+        )
+        attend = _chunk if plan.form == "chunk" else _dense
+        y = attend(plan, inputs, log_decay, tokens, bands)
+    return y.astype(inputs.v.dtype), state
+
+
+def _writes_first(plan, inputs):
+    """Whether a decode step stores its token first and reads it back.
+
+    XLA then updates the cache in place; reading the old cache and the new token
+    costs two copies of it.  A ring still needs the token it overwrites, and
+    reading back must not round.
+    """
+    cache = inputs.cache
+    if cache is None or plan.window is not None or plan.form == "chunk":
+        return False
+    dtypes = (cache.k.dtype, cache.v.dtype)
+    return (
+        inputs.q.shape[1] == 1
+        and cache.k.shape[1] > 0
+        and plan.state_dtype in (None, cache.k.dtype)
+        and dtypes == (inputs.k.dtype, inputs.v.dtype)
     )
-    attend = _chunk if plan.form == "chunk" else _dense
-    y = attend(plan, inputs, log_decay, tokens, bands)
-    y = y.astype(inputs.v.dtype)
-    if not plan.causal:
-        return y, None
-    state = _next_state(plan, inputs, log_decay, tokens, segment_ids)
-    return y, state
+
+
+def _decode(plan, inputs, tokens, state):
+    q, sink = inputs.q, inputs.sink
+    dtype = plan.accumulate
+    ranks = _softmax_bands.last_document(state)[1]
+    cached_decay = None
+    if state.log_decay is not None:
+        cached_decay = _cached_decay(state)
+    problem = _softmax_dense.Problem(
+        q=q.astype(dtype) * plan.scale,
+        pieces=((state.k, state.v),),
+        sink=None if sink is None else sink.astype(dtype),
+        log_decay=None,
+        cached_decay=cached_decay,
+        bands=_softmax_bands.stored(tokens, ranks, state.log_decay),
+    )
+    return _softmax_dense.step(
+        problem, _contract.precision(q, inputs.k, inputs.v)
+    )
 
 
 def _dense(plan, inputs, log_decay, tokens, bands):

@@ -75,6 +75,23 @@ def flatten(state: Any) -> dict[str, Any]:
     return flat
 
 
+def check_arrays(flat: Mapping[str, Any]) -> None:
+    """Raises ValueError naming a leaf that would not come back as it is."""
+    for name, leaf in flat.items():
+        if not isinstance(leaf, jax.Array):
+            kind = type(leaf).__name__
+        elif getattr(leaf, "weak_type", False):
+            # Weakness is lost on disk; after a restart the step would be
+            # traced again, perhaps with other promotions.
+            kind = "weakly typed"
+        else:
+            continue
+        raise ValueError(
+            f"state leaf {name!r} is {kind}; checkpoints hold arrays of a "
+            "definite dtype, use jnp.asarray(value, dtype)"
+        )
+
+
 def is_key(leaf: Any) -> bool:
     """Whether a leaf is a typed PRNG key."""
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,10 +1,10 @@
 """Reading a checkpoint step and proving that it is what was saved."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ import tensorstore
 from seqjax.training import _manifest
 from seqjax.training import _processes
 from seqjax.training import checksums
+
+T = TypeVar("T")
 
 _SHOWN = 5
 
@@ -38,41 +40,43 @@ def read_step(
       Damage: naming the part, file or leaves that cannot be trusted.
     """
     path = directory / str(step)
-    problem, manifest, data = None, None, None
-    try:
-        manifest = read_manifest(directory, step)
-        data = _read_json(path, "data")
-        if _manifest.digest(data.get("processes")) != manifest["data_sha256"]:
-            raise _manifest.Damage(
-                "data: its contents do not match their checksum"
-            )
-    except _manifest.Damage as damage:
-        problem = damage
-    _agree(problem)
+    manifest, data = _agreed(lambda: _read_texts(directory, step))
     recorded = manifest["state"]
     _manifest.compare(recorded, abstract, f"checkpoint step {step} in {path}")
-    raw, problem = {}, None
-    try:
-        raw = _read_arrays(path / "state", abstract)
-        found = checksums.leaf_checksums(raw)
-        wrong = [n for n in raw if found[n] != recorded[n]["checksum"]]
-        if wrong:
-            more = len(wrong) - _SHOWN
-            raise _manifest.Damage(
-                "state: bits changed in "
-                + ", ".join(wrong[:_SHOWN])
-                + (f" and {more} more leaves" if more > 0 else "")
-            )
-    except _manifest.Damage as damage:
-        problem = damage
-    _agree(problem)
+    raw = _agreed(lambda: _read_checked(path / "state", abstract, recorded))
     state = {
         name: jax.random.wrap_key_data(raw[name], impl=recorded[name]["impl"])
         if _manifest.is_key(leaf)
         else raw[name]
         for name, leaf in abstract.items()
     }
-    return state, _own_share(path, data["processes"]), manifest
+    return state, _own_share(path, data), manifest
+
+
+def _read_texts(directory: pathlib.Path, step: int) -> tuple[dict, list]:
+    """The manifest and the data positions, both checked."""
+    manifest = read_manifest(directory, step)
+    data = _read_json(directory / str(step), "data").get("processes", [])
+    if _manifest.digest(data) != manifest["data_sha256"]:
+        raise _manifest.Damage("data: its contents do not match their checksum")
+    return manifest, data
+
+
+def _read_checked(
+    path: pathlib.Path, abstract: Mapping[str, Any], recorded: Mapping
+) -> dict[str, jax.Array]:
+    """The arrays, their bits checked."""
+    raw = _read_arrays(path, abstract)
+    found = checksums.leaf_checksums(raw)
+    wrong = [n for n in raw if found[n] != recorded[n]["checksum"]]
+    if wrong:
+        more = len(wrong) - _SHOWN
+        raise _manifest.Damage(
+            "state: bits changed in "
+            + ", ".join(wrong[:_SHOWN])
+            + (f" and {more} more leaves" if more > 0 else "")
+        )
+    return raw
 
 
 def set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
@@ -190,8 +194,14 @@ def _read_leaf(path, name, opening, leaf, sharding) -> jax.Array:
     )
 
 
-def _agree(problem: _manifest.Damage | None) -> None:
-    """Raises Damage in every process if any process found some."""
-    where = _processes.where_true(problem is not None)
+def _agreed(read: Callable[[], T]) -> T:
+    """The result of read; Damage in all processes if any of them finds some."""
+    try:
+        result = read()
+    except _manifest.Damage:
+        _processes.where_true(True)
+        raise
+    where = _processes.where_true(False)
     if where:
-        raise problem or _manifest.Damage(f"found damaged by processes {where}")
+        raise _manifest.Damage(f"found damaged by processes {where}")
+    return result

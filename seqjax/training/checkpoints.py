@@ -136,16 +136,7 @@ class CheckpointStore:
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
         flat = _manifest.flatten(state)
-        for name, leaf in flat.items():
-            if not isinstance(leaf, jax.Array) or leaf.weak_type:
-                # A weak type does not survive, and the step would be traced
-                # again, perhaps with other promotions, after a restart.
-                kind = type(leaf).__name__
-                kind = "weakly typed" if isinstance(leaf, jax.Array) else kind
-                raise ValueError(
-                    f"state leaf {name!r} is {kind}; checkpoints hold arrays "
-                    "of a definite dtype, use jnp.asarray(value, dtype)"
-                )
+        _manifest.check_arrays(flat)
         raw = {
             name: jax.random.key_data(leaf) if _manifest.is_key(leaf) else leaf
             for name, leaf in flat.items()

@@ -139,6 +139,11 @@ class TrainConfig:
             self.profile.window()
         except ValueError as error:
             raise flags.ConfigError(str(error)) from error
+        if not (self.data.validation_fraction or self.data.validation_path):
+            raise flags.ConfigError(
+                "data.validation_fraction is 0 and data.validation_path is "
+                "empty: there is nothing to validate on; set one of them"
+            )
         if self.model.vocab_size < self.data.vocab_size:
             raise flags.ConfigError(
                 f"model.vocab_size must be at least data.vocab_size = "

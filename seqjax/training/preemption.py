@@ -8,6 +8,7 @@ command again.
 import os
 import signal
 import threading
+from typing import Any
 
 from seqjax.training import _processes
 
@@ -30,7 +31,7 @@ class PreemptionFlag:
         """Installs nothing yet."""
         self._pid = 0
         self._signal: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:

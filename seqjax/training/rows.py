@@ -20,7 +20,8 @@ def fetch(step: int, result: dict[str, jax.Array]) -> Row:
     row: Row = {"step": step}
     for name, value in values.items():
         if name != "finite":
-            row[name] = int(value) if name in _WHOLE else float(value)
+            whole = name in _WHOLE and math.isfinite(value)
+            row[name] = int(value) if whole else float(value)
     return row
 
 

@@ -45,6 +45,9 @@ def mixed_segments(batch: int, length: int) -> np.ndarray:
             ids[row] = t
         if kind == 7:
             ids[row, length // 4 : (3 * length) // 4] = -1
+        real = ids[row] >= 0
+        if real.any():  # every row begins with document 0
+            ids[row, real] -= ids[row, real][0]
     return ids
 
 

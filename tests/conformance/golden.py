@@ -172,9 +172,7 @@ def stack(problems: list[spec.Problem]) -> spec.Problem:
         ]
         return np.stack(padded)
 
-    fields = [
-        (p.inputs, p.state, p.ct_y, p.ct_state) for p in problems
-    ]
+    fields = [(p.inputs, p.state, p.ct_y, p.ct_state) for p in problems]
     inputs, state, ct_y, ct_state = jax.tree.map(join, *fields)
     ids = join(*(p.segment_ids for p in problems), fill=-1)
     return spec.Problem(inputs, state, ids, ct_y, ct_state)
@@ -193,7 +191,7 @@ def _program(operator, options):
             problem["ct_state"],
         )
 
-    return jax.jit(jax.vmap(one))
+    return jax.jit(jax.vmap(one), compiler_options=runner.QUICK)
 
 
 def run(cases, dtype=np.float32, **options) -> list[spec.Result]:

@@ -15,6 +15,14 @@ from seqjax import ops
 from tests.conformance import cases
 from tests.conformance import spec
 
+# LLVM's optimisation is most of a compilation and changes no mathematics; the
+# programs here run once or twice.  One program an operator is compiled as users
+# get it (`board_options`).
+BOARD_CHUNK = 16
+QUICK = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # newer versions dropped the option
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+
 # traces[key] counts how often a function was traced, by shapes
 traces: dict[tuple, int] = {}
 
@@ -39,8 +47,7 @@ def split_state(state):
     def join(floats):
         source = iter(floats)
         full = [
-            next(source) if k else x
-            for x, k in zip(leaves, kept, strict=True)
+            next(source) if k else x for x, k in zip(leaves, kept, strict=True)
         ]
         return jax.tree.unflatten(tree, full)
 
@@ -64,6 +71,7 @@ def pull(function, inputs, state, ct_y, ct_state):
         return function(inputs, join(floats))
 
     (y, leaves), vjp, raw = jax.vjp(split, inputs, floats, has_aux=True)
+    ct_state = ct_state or tuple(jnp.zeros_like(x) for x in leaves)
     ct = (
         ct_y.astype(y.dtype),
         tuple(c.astype(x.dtype) for c, x in zip(ct_state, leaves, strict=True)),
@@ -93,11 +101,17 @@ def program(operator, gradients, options):
             ct_state,
         )
 
-    return jax.jit(both if gradients else values)
+    as_users = options.get("chunk_size") == BOARD_CHUNK
+    return jax.jit(
+        both if gradients else values,
+        compiler_options=None if as_users else QUICK,
+    )
 
 
 def note_trace(operator, *what):
-    shapes = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), what[2:])
+    shapes = jax.tree.map(
+        lambda x: (jnp.shape(x), jnp.result_type(x)), what[2:]
+    )
     key = (operator.name, what[0], str(what[1]), str(shapes))
     traces[key] = traces.get(key, 0) + 1
 
@@ -133,4 +147,10 @@ def options_of(operator, form, chunk_size=None):
 
 def board_options(operator, form):
     """Options of the program that most tests share: many chunk borders."""
-    return options_of(operator, form, 16 if form == "chunk" else None)
+    return options_of(operator, form, BOARD_CHUNK if form == "chunk" else None)
+
+
+def length_options(operator):
+    """Options of the programs for the list of lengths."""
+    form = operator.default_form()
+    return options_of(operator, form, 64 if form == "chunk" else None)

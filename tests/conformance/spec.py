@@ -89,6 +89,10 @@ class Operator:
         golden: golden files.
         faults: label -> (change of inputs, argument that the message names,
             text of what came), beyond the faults that every operator shares.
+        capacity_is_length: whether the state without an initial one is a cache
+            of T tokens, in the dtype of the inputs.
+        forgets: whether the final state holds nothing of earlier documents (a
+            cache of tokens may).
         second_order: whether forward mode over reverse mode is promised for
             recurrent and parallel.
     """
@@ -114,6 +118,8 @@ class Operator:
     resumable: bool = True
     golden: tuple[Golden, ...] = ()
     faults: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    capacity_is_length: bool = False
+    forgets: bool = True
     second_order: bool = True
 
     def timed(self, inputs) -> list[str]:
@@ -123,6 +129,10 @@ class Operator:
     def default_form(self) -> str | None:
         """The form under test where one is enough."""
         return "chunk" if "chunk" in self.forms else None
+
+    def golden_forms(self) -> tuple[str | None, ...]:
+        """The forms run on golden files: both kinds of bound."""
+        return self.forms[:2] or (None,)
 
     def zero_state(self, batch: int):
         """The state before any token."""
@@ -161,15 +171,15 @@ class Result:
         parts = {"y": self.y}
         parts |= {f"state[{i}]": x for i, x in enumerate(self.state)}
         parts |= {f"grad {name}": x for name, x in self.grads.items()}
-        parts |= {
-            f"grad state[{i}]": x for i, x in enumerate(self.state_grads)
-        }
+        parts |= {f"grad state[{i}]": x for i, x in enumerate(self.state_grads)}
         return parts
 
 
 def float_leaves(state) -> list[bool]:
     """Which leaves of a state are differentiable."""
-    return [np.asarray(x).dtype.kind not in "iub" for x in jax.tree.leaves(state)]
+    return [
+        np.asarray(x).dtype.kind not in "iub" for x in jax.tree.leaves(state)
+    ]
 
 
 def expect(operator: Operator, problem: Problem, gradients=True) -> Result:

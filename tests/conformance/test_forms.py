@@ -31,7 +31,7 @@ def test_any_length(operator, length):
         operator,
         problem,
         gradients=length in spec.GRADIENT_LENGTHS,
-        **runner.options_of(operator, operator.default_form()),
+        **runner.length_options(operator),
     )
     spec.check(result, expected, 1e-5, f"T = {length}")
 

@@ -69,7 +69,8 @@ def _retnet(p, x):
 
 def _lightning(p, x):
     q, k, v = (
-        _silu(_heads(x, p[name]["kernel"])) for name in ("query", "key", "value")
+        _silu(_heads(x, p[name]["kernel"]))
+        for name in ("query", "key", "value")
     )
     slope = 2.0 ** (-4.0 * np.arange(1, H + 1)) * (1 - 1 / (3 + 1e-5) + 1e-5)
     o = _recur(q, k, v, np.broadcast_to(-slope, (B, T, H)), 1.0)
@@ -171,52 +172,52 @@ def test_equals_numpy(name):
     )
 
 
-def test_sharded_over_time_equals_whole():
-    """All four recurrent layers on four devices, in one program."""
+def _over_time(layer, params, extra):
+    """A sharded call of a layer whose axis_name is "seq", on four devices."""
     mesh = jax.make_mesh(
         (4,), ("seq",), axis_types=(jax.sharding.AxisType.Auto,)
     )
-    length = 16
-    x = jax.random.normal(jax.random.key(0), (B, length, D))
-    ids = jnp.array([[0] * 5 + [1] * 9 + [-1] * 2, [3] * 10 + [4] * 6])
-    ids = ids.astype(jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (1, 16))
-    positions = jnp.broadcast_to(positions, (B, length))
-    names = ("retnet", "lightning", "simple_gla", "mamba2")
-    whole = {name: CASES[name][0] for name in names}
-    params = {
-        name: layer.init(jax.random.key(1), x[:, :1])
-        for name, layer in whole.items()
-    }
-
-    def run(axis_name, params, x, ids, positions):
-        out = {}
-        for name, layer in whole.items():
-            layer = layer.clone(axis_name=axis_name)
-            extra = (None, ids)
-            if name == "retnet":
-                extra += (positions,)
-            out[name] = layer.apply(params[name], x, *extra)[0]
-        return out
-
-    spec = jax.sharding.PartitionSpec(None, "seq")
-    sharded = jax.shard_map(
-        functools.partial(run, "seq"),
-        mesh=mesh,
-        in_specs=(jax.sharding.PartitionSpec(), spec, spec, spec),
-        out_specs=spec,
+    whole, time = (
+        jax.sharding.PartitionSpec(),
+        jax.sharding.PartitionSpec(None, "seq"),
     )
-    got = jax.jit(sharded)(params, x, ids, positions)
-    expected = jax.jit(functools.partial(run, None))(params, x, ids, positions)
-    for name in names:
-        np.testing.assert_allclose(
-            got[name], expected[name], atol=2e-5, rtol=0, err_msg=name
-        )
+    return jax.shard_map(
+        lambda params, x, *extra: layer.apply(params, x, None, *extra)[0],
+        mesh=mesh,
+        in_specs=(whole, time) + (time,) * len(extra),
+        out_specs=time,
+    )
+
+
+def test_sharded_over_time_equals_whole():
+    layer = CASES["simple_gla"][0]
+    x = jax.random.normal(jax.random.key(0), (B, 16, D))
+    ids = jnp.array([[0] * 5 + [1] * 9 + [-1] * 2, [3] * 10 + [4] * 6])
+    params = jax.jit(layer.init)(jax.random.key(1), x[:, :1])
+    sharded = _over_time(layer.clone(axis_name="seq"), params, (ids,))
+    expected, _ = jax.jit(layer.apply)(params, x, None, ids)
+    np.testing.assert_allclose(
+        jax.jit(sharded)(params, x, ids), expected, atol=2e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", ["retnet", "lightning", "mamba2"])
+def test_axis_name_reaches_the_operator(name):
+    layer = CASES[name][0].clone(axis_name="seq")
+    x = jnp.zeros((B, 16, D))
+    ids = jnp.zeros((B, 16), jnp.int32)
+    extra = (ids, ids) if name == "retnet" else (ids,)
+    params = jax.eval_shape(
+        layer.clone(axis_name=None).init, jax.random.key(0), x
+    )
+    traced = jax.make_jaxpr(_over_time(layer, params, extra))(params, x, *extra)
+    assert "all_gather" in str(traced)
 
 
 def test_initial_values_are_those_of_the_papers():
     x = jnp.zeros((1, 1, 256))
-    mamba = layers.Mamba2(512, 1).init(jax.random.key(0), x)["params"]
+    mamba = jax.jit(layers.Mamba2(512, 1).init)(jax.random.key(0), x)
+    mamba = mamba["params"]
     assert 1 <= np.exp(mamba["A_log"]).min() < 1.5
     assert 15 < np.exp(mamba["A_log"]).max() <= 16
     step = np.log1p(np.exp(np.float64(mamba["dt"]["bias"])))
@@ -225,14 +226,14 @@ def test_initial_values_are_those_of_the_papers():
     assert 0.007 < np.median(step) < 0.014
     np.testing.assert_array_equal(mamba["D"], 1)
     assert np.abs(mamba["in"]["kernel"]).max() <= 1 / 16
-    retnet = layers.RetNet(4, 64).init(jax.random.key(0), x)["params"]
+    retnet = jax.jit(layers.RetNet(4, 64).init)(jax.random.key(0), x)
+    retnet = retnet["params"]
     # Xavier with gain 2^-2.5: variance 2^-5 * 2 / (fan_in + fan_out).
     np.testing.assert_allclose(
         np.var(retnet["query"]["kernel"]), 2 / 512 / 32, rtol=0.05
     )
-    half = layers.SimpleGLA(4, 64, residual_scale=0.5).init(
-        jax.random.key(0), x
-    )["params"]
+    half = layers.SimpleGLA(4, 64, residual_scale=0.5)
+    half = jax.jit(half.init)(jax.random.key(0), x)["params"]
     np.testing.assert_allclose(
         np.var(half["out"]["kernel"]), 0.25 / 256, rtol=0.05
     )

@@ -75,8 +75,8 @@ def test_rotation_depends_on_distance_alone():
 
     def product(i, j):
         at = [jnp.full((1, 1), p, jnp.int32) for p in (i, j)]
-        turned = [layers.rotate(x, p, 100.0) for x, p in zip((q, k), at)]
-        return np.sum(np.float64(turned[0]) * np.float64(turned[1]))
+        a, b = layers.rotate(q, at[0], 100.0), layers.rotate(k, at[1], 100.0)
+        return np.sum(np.float64(a) * np.float64(b))
 
     np.testing.assert_allclose(product(7, 3), product(104, 100), rtol=1e-5)
     assert abs(product(7, 3) - product(7, 4)) > 1e-3

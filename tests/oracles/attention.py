@@ -1,12 +1,14 @@
 """Oracle of softmax attention: one dense table of logits, nothing clever.
 
 State leaves in the order of the operator's cache: k, v, segment, position,
-length.  The cached tokens stand before the new ones, sorted by position.
+length and, with a forget gate, the sum of log gates behind each cached token
+and its rounding error.  The cached tokens stand before the new ones.
 """
 
 import numpy as np
 
-from tests.oracles import recurrence, tape
+from tests.oracles import recurrence
+from tests.oracles import tape
 
 
 def softmax_attention(
@@ -25,19 +27,19 @@ def softmax_attention(
         capacity: slots of the returned cache; default T, or window - 1.
 
     Returns:
-        y [B, T, H, V] and (k, v): the last `capacity` real tokens, oldest
-        first, zeros behind them.
+        y [B, T, H, V] and (k, v) of the last `capacity` real tokens, oldest
+        first, zeros behind them; with a forget gate also the decays behind
+        each, 1 for documents that have ended.
     """
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     B, T, H, K = q.shape
     scale = K**-0.5 if scale is None else scale
     capacity = (window - 1 if window else T) if capacity is None else capacity
     document, valid = _documents(np.asarray(segment_ids))
-    past = 0
+    rows, past = np.arange(B)[:, None], 0
     if state:
         capacity = past = state[0].shape[1]
-        order, ids, there = _sorted_cache(*(x.value for x in state[2:]))
-        rows = np.arange(B)[:, None]
+        order, ids, there = _sorted_cache(state[2].value, state[3].value)
         k = tape.concatenate([state[0][rows, order], k], 1)
         v = tape.concatenate([state[1][rows, order], v], 1)
         document = np.concatenate([ids, document], 1)
@@ -52,12 +54,20 @@ def softmax_attention(
     seen = seen[:, None]  # [B, 1, T, S + T]
 
     logits = tape.einsum("bihk,bjhk->bhij", q * scale, tape.repeat_heads(k, H))
+    kept = [k, v]
     if "log_decay" in inputs:
-        logits = logits + _decays(inputs["log_decay"], valid[:, past:])
+        behind = np.zeros((B, past, H))
+        if state:  # the low part only mends the rounding of the high one
+            behind = (state[5] + state[6].value)[rows, order]
+        decays, last = _decays(inputs["log_decay"], behind, valid[:, past:])
+        logits = logits + decays
+        final = np.where(valid, document, -1).max(1, keepdims=True)
+        alive = (valid & (document == final))[:, :, None]
+        kept.append(tape.exp(tape.where(alive, last, np.zeros(last.shape))))
     y = _softmax(logits, seen, inputs.get("sink"), tape.repeat_heads(v, H))
     real = np.asarray(segment_ids)[:, :, None, None] >= 0
     y = tape.where(real, y, np.zeros(y.shape))
-    return y, _last(k, v, valid, capacity)
+    return y, _last(kept, valid, capacity)
 
 
 def _documents(segment_ids):
@@ -66,28 +76,28 @@ def _documents(segment_ids):
     return np.cumsum(start, 1), real
 
 
-def _sorted_cache(segment, position, length):
-    """Slots oldest first, document numbers up to 0, and which are filled."""
+def _sorted_cache(segment, position):
+    """Slots oldest first, document 0 for the last one, and which are filled."""
     filled = segment >= 0
-    # position restarts in each document, so the segment is the major key
-    key = np.where(filled, segment * 1e6 + position, -1.0)
-    order = np.argsort(key, 1, kind="stable")
+    order = np.argsort(np.where(filled, position, -1), 1, kind="stable")
     ids = np.take_along_axis(segment, order, 1)
-    last = ids[:, -1:]
-    return order, np.where(ids == last, 0, -1), ids >= 0
+    return order, np.where(ids == ids[:, -1:], 0, -1), ids >= 0
 
 
-def _decays(log_decay, real):
-    """The sum of log_decay over l with j < l <= i, [B, H, i, j]."""
-    B, T, H = log_decay.shape
+def _decays(log_decay, behind, real):
+    """The sum of log_decay over l with j < l <= i, [B, H, i, j]; its last row.
+
+    `behind` [B, S, H] is that sum over cached l, for cached j.
+    """
+    (B, T, H), past = log_decay.shape, behind.shape[1]
     g = tape.where(real[:, :, None], log_decay, np.zeros((B, T, H)))
-    row = tape.constant(np.zeros((B, T, H)))
+    row = tape.concatenate([behind, np.zeros((B, T, H))], 1)
     rows = []
     for i in range(T):
-        before = (np.arange(T) < i)[None, :, None]
-        row = tape.where(before, row + g[:, i : i + 1], np.zeros((B, T, H)))
+        before = (np.arange(past + T) < past + i)[None, :, None]
+        row = tape.where(before, row + g[:, i : i + 1], row)
         rows.append(row)
-    return _transpose(tape.stack(rows, 1), (0, 3, 1, 2))
+    return _transpose(tape.stack(rows, 1), (0, 3, 1, 2)), row
 
 
 def _transpose(a, axes):
@@ -113,19 +123,20 @@ def _softmax(logits, seen, sink, v):
     return _transpose(above / tape.expand(below, -1), (0, 2, 1, 3))
 
 
-def _last(k, v, valid, capacity):
+def _last(kept, valid, capacity):
     """The last `capacity` valid tokens of each row, oldest first."""
     B = valid.shape[0]
     index = np.zeros((B, capacity), np.int64)
     there = np.zeros((B, capacity), bool)
     for row in range(B):
-        kept = np.flatnonzero(valid[row])
-        kept = kept[max(len(kept) - capacity, 0) :]
-        index[row, : len(kept)] = kept
-        there[row, : len(kept)] = True
-    rows = np.arange(B)[:, None]
-    there = there[:, :, None, None]
-    return tuple(
-        tape.where(there, x[rows, index], np.zeros((1, 1, 1, 1)))
-        for x in (k, v)
-    )
+        tokens = np.flatnonzero(valid[row])
+        tokens = tokens[max(len(tokens) - capacity, 0) :]
+        index[row, : len(tokens)] = tokens
+        there[row, : len(tokens)] = True
+
+    def take(x):
+        mask = there.reshape(there.shape + (1,) * (len(x.shape) - 2))
+        taken = x[np.arange(B)[:, None], index]
+        return tape.where(mask, taken, np.zeros(taken.shape))
+
+    return tuple(take(x) for x in kept)

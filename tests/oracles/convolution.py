@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tests.oracles import recurrence, tape
+from tests.oracles import recurrence
+from tests.oracles import tape
 
 
 def short_convolution(inputs, state, segment_ids, activation=None):

@@ -1,12 +1,13 @@
 """Oracles of the additive families: linear attention to state spaces.
 
-Everything is one line, S = exp(g) S + k vᵀ and o = Sᵀ q, with the gate g absent,
-one per head, per token and head, or per key channel.
+Everything is one line, S = exp(g) S + k vᵀ and o = Sᵀ q, with the gate g
+absent, one per head, per token and head, or per key channel.
 """
 
 import numpy as np
 
-from tests.oracles import recurrence, tape
+from tests.oracles import recurrence
+from tests.oracles import tape
 
 
 def _decayed(inputs, state, segment_ids, scale, gate):

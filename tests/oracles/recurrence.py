@@ -69,8 +69,8 @@ def evaluate(oracle, inputs, state, segment_ids, cotangents=None):
         inputs: dict of arrays.
         state: tuple of arrays.
         segment_ids: int [B, T].
-        cotangents: (cotangent of y, tuple of cotangents of the state), or None
-            for values alone.
+        cotangents: (cotangent of y, tuple of cotangents of the state, empty for
+            zeros), or None for values alone.
 
     Returns:
         y, the final state (tuple), and with cotangents also a dict of input
@@ -82,9 +82,10 @@ def evaluate(oracle, inputs, state, segment_ids, cotangents=None):
     values = y.value, tuple(x.value for x in final)
     if cotangents is None:
         return values
+    zeros = tuple(np.zeros(x.shape) for x in final)
     grads = tape.gradients(
         [y, *final],
-        [cotangents[0], *cotangents[1]],
+        [cotangents[0], *(cotangents[1] or zeros)],
         [*inputs.values(), *state],
     )
     by_name = dict(zip(inputs, grads, strict=False))

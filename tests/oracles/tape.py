@@ -40,9 +40,7 @@ class Variable:
         return _binary(self, other, np.subtract, lambda g, a, b: (g, -g))
 
     def __mul__(self, other):
-        return _binary(
-            self, other, np.multiply, lambda g, a, b: (g * b, g * a)
-        )
+        return _binary(self, other, np.multiply, lambda g, a, b: (g * b, g * a))
 
     def __truediv__(self, other):
         return _binary(

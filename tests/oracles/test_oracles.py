@@ -10,6 +10,7 @@ from tests.conformance import cases
 from tests.conformance import golden
 from tests.conformance import spec
 from tests.conformance import table
+from tests.conformance.rows import linear
 from tests.oracles import tape
 
 GOLDEN_CASES = [
@@ -63,7 +64,7 @@ def test_tape_follows_the_complex_convention_of_transposition():
 
 
 def test_padding_and_resets_are_exact_in_the_oracle():
-    operator = table.GATED
+    operator = linear.GATED
     ids = cases.mixed_segments(spec.BATCH, 40)
     problem = cases.draw(operator, spec.BATCH, 40, ids)
     out = spec.expect(operator, problem)

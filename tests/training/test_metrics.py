@@ -106,7 +106,7 @@ class TestResume:
         # Rows up to the checkpoint are synced before it; past them a kill
         # may leave any prefix.
         start = whole.index(b'{"step": 5')
-        for end in range(start, len(whole), 7):
+        for end in range(start, len(whole), 29):
             (tmp_path / "metrics.jsonl").write_bytes(whole[:end])
             with open_writer(tmp_path, 4) as writer:
                 write_steps(writer, 5, 10)

@@ -1,0 +1,191 @@
+"""Documents do not see each other, nor the future, to the last bit."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conformance import cases
+from tests.conformance import runner
+from tests.conformance import spec
+from tests.conformance import table
+
+FORMS = pytest.mark.parametrize(
+    "operator,form",
+    [
+        pytest.param(operator, form, id=f"{operator.name}-{form}")
+        for operator in table.OPERATORS
+        for form in operator.forms or (None,)
+    ],
+)
+
+
+def run(operator, problem, form):
+    """The programs that the tests of hard numbers compiled already."""
+    options = runner.board_options(operator, form)
+    return runner.run(operator, problem, **options)
+
+
+def packed(operator):
+    """Three documents a row, with some padding; borders off the chunks'."""
+    problem = cases.plain_board(operator)
+    ids = np.zeros_like(problem.segment_ids)
+    for row in range(spec.BATCH):
+        ids[row, 17 + 3 * row :] = 1
+        ids[row, 70 + 5 * row :] = 2
+    ids[1, 10:15] = -1
+    ids[2, 60:90] = -1
+    ids[3, ::7] = -1
+    ids[4, 120:] = -1
+    return problem.replace(segment_ids=ids)
+
+
+def assert_same_tokens(operator, problem, before, after, keep):
+    """Outputs and gradients agree bit for bit where `keep` [B, T] holds."""
+    assert spec.equal_bits(before.y[keep], after.y[keep]), "y"
+    for name in operator.timed(problem.inputs):
+        n = operator.steps.get(name, 1)
+        there = np.repeat(keep, n, 1)
+        a, b = before.grads[name][there], after.grads[name][there]
+        assert spec.equal_bits(a, b), f"gradient of {name}"
+
+
+@FORMS
+@pytest.mark.parametrize("document", [0, 1, 2])
+def test_a_document_does_not_move_its_neighbours(operator, form, document):
+    problem = packed(operator)
+    before = run(operator, problem, form)
+    rng = cases.rng_for("isolation", operator.name)
+    changed = problem
+    for row in range(spec.BATCH):
+        tokens = np.flatnonzero(problem.segment_ids[row] == document)
+        changed = cases.disturb(operator, changed, row, tokens, rng)
+    if document == 0:
+        fresh = operator.make_state(rng, spec.BATCH)
+        changed = changed.replace(state=fresh)
+    after = run(operator, changed, form)
+    keep = problem.segment_ids != document
+    assert_same_tokens(operator, problem, before, after, keep)
+    assert not spec.equal_bits(before.y, after.y)
+    for a, b in zip(before.state_grads, after.state_grads, strict=True):
+        assert document == 0 or spec.equal_bits(a, b), "gradient of the state"
+    if operator.forgets and document != 2:
+        for a, b in zip(before.state, after.state, strict=True):
+            assert spec.equal_bits(a, b), "final state"
+
+
+@FORMS
+def test_the_future_does_not_move_the_past(operator, form):
+    problem = cases.plain_board(operator)
+    t = 61
+    past = np.zeros(problem.segment_ids.shape, bool)
+    past[:, :t] = True
+    ct_y = np.array(problem.ct_y)
+    ct_y[~past] = 0
+    problem = problem.replace(
+        ct_y=ct_y, ct_state=tuple(np.zeros_like(c) for c in problem.ct_state)
+    )
+    before = run(operator, problem, form)
+    rng = cases.rng_for("causality", operator.name)
+    changed = problem
+    for row in range(spec.BATCH):
+        tokens = np.arange(t + row, spec.LENGTH)
+        changed = cases.disturb(operator, changed, row, tokens, rng)
+    after = run(operator, changed, form)
+    assert_same_tokens(operator, problem, before, after, past)
+    for name in operator.timed(problem.inputs):
+        n = operator.steps.get(name, 1)
+        assert not after.grads[name][np.repeat(~past, n, 1)].any(), name
+    for name in operator.parameters:
+        assert spec.equal_bits(before.grads[name], after.grads[name]), name
+    for a, b in zip(before.state_grads, after.state_grads, strict=True):
+        assert spec.equal_bits(a, b)
+
+
+@FORMS
+def test_padding_has_no_output_and_no_gradient(operator, form):
+    """Nor does what stands in it matter, wherever it stands."""
+    problem = cases.board(operator)[0]
+    before = run(operator, problem, form)
+    padding = problem.segment_ids < 0
+    assert not before.y[padding].any()
+    rng = cases.rng_for("padding", operator.name)
+    changed = problem
+    for row in range(spec.BATCH):
+        tokens = np.flatnonzero(padding[row])
+        changed = cases.disturb(operator, changed, row, tokens, rng)
+    after = run(operator, changed, form)
+    for name in operator.timed(problem.inputs):
+        there = np.repeat(padding, operator.steps.get(name, 1), 1)
+        assert not before.grads[name][there].any(), name
+    assert_same_tokens(operator, problem, before, after, ~padding)
+    for a, b in zip(before.state, after.state, strict=True):
+        assert spec.equal_bits(a, b), "final state"
+    empty = padding.all(1)
+    assert empty.any()
+    start = jax.tree.leaves(problem.state)
+    for a, b in zip(jax.tree.leaves(before.raw_state), start, strict=True):
+        assert np.array_equal(a[empty], np.asarray(b)[empty]), "empty row"
+
+
+@FORMS
+def test_packed_equals_separate(operator, form):
+    """Each document alone, in a row of its own with padding behind it."""
+    problem = packed(operator)
+    zero = operator.zero_state(spec.BATCH)
+    together = run(operator, problem.replace(state=zero), form)
+    for document in range(3):
+        apart = _alone(operator, problem.replace(state=zero), document)
+        alone = run(operator, apart, form)
+        for row in range(spec.BATCH):
+            there = np.flatnonzero(problem.segment_ids[row] == document)
+            n = len(there)
+            error = spec.error(alone.y[row, :n], together.y[row, there])
+            assert error <= 1e-5, f"y of document {document}: {error:.1e}"
+            for name in operator.timed(problem.inputs):
+                k = operator.steps.get(name, 1)
+                index = (there[:, None] * k + np.arange(k)).ravel()
+                got = alone.grads[name][row, : n * k]
+                error = spec.error(got, together.grads[name][row, index])
+                assert error <= 2e-5, f"{name}, {document}: {error:.1e}"
+        if document == 2 and operator.forgets:
+            for a, b in zip(alone.state, together.state, strict=True):
+                assert spec.error(a, b) <= 1e-5, "final state"
+
+
+def _alone(operator, problem, document):
+    """The tokens of one document moved to the front, padding behind them."""
+    mine = problem.segment_ids == document
+    order = np.argsort(~mine, 1, kind="stable")
+    rows = np.arange(spec.BATCH)[:, None]
+    inputs = dict(problem.inputs)
+    for name in operator.timed(inputs):
+        k = operator.steps.get(name, 1)
+        steps = (order[:, :, None] * k + np.arange(k)).reshape(spec.BATCH, -1)
+        inputs[name] = inputs[name][rows, steps]
+    ids = np.where(mine, 0, -1)[rows, order].astype(np.int32)
+    # only the last document carries a cotangent of the final state
+    ct_state = problem.ct_state
+    if document != 2:
+        ct_state = tuple(np.zeros_like(c) for c in ct_state)
+    return problem.replace(
+        inputs=inputs,
+        segment_ids=ids,
+        ct_y=problem.ct_y[rows, order],
+        ct_state=ct_state,
+    )
+
+
+@pytest.mark.parametrize("operator", table.OPERATORS, ids=lambda o: o.name)
+def test_ids_are_names(operator):
+    """Only where the id changes matters, up to the largest int32."""
+    problem = packed(operator)
+    problem = problem.replace(state=operator.zero_state(spec.BATCH))
+    form = operator.default_form()
+    before = run(operator, problem, form)
+    names = np.array([7, 70_001, 2**31 - 2], np.int32)
+    renamed = np.where(
+        problem.segment_ids < 0, -1, names[problem.segment_ids]
+    ).astype(np.int32)
+    after = run(operator, problem.replace(segment_ids=renamed), form)
+    for name, part in before.parts().items():
+        assert spec.equal_bits(part, after.parts()[name]), name

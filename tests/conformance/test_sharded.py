@@ -1,0 +1,223 @@
+"""Time sharded over devices gives what one device gives.
+
+104 tokens: 52, 26 or 13 a device, no multiple of the chunk size and, on eight
+devices, less than one; documents and convolution windows cross the borders, and
+rows 4, 5 and 7 leave whole devices without a real token.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conformance import cases
+from tests.conformance import runner
+from tests.conformance import spec
+from tests.conformance import table
+
+P = jax.sharding.PartitionSpec
+LENGTH = 104
+SHARDED = [o for o in table.OPERATORS if o.sharded]
+
+
+def mesh_of(devices):
+    return jax.make_mesh(
+        (devices,),
+        ("seq",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:devices],
+    )
+
+
+def time_specs(operator, inputs):
+    """Inputs with a time axis are sharded along it, others replicated.
+
+    So are those whose time axis has one entry: a gate that is one parameter.
+    """
+
+    def spec_of(name, x):
+        if name in operator.parameters or x.shape[1] == 1:
+            return P()
+        return P(None, "seq")
+
+    return {name: spec_of(name, x) for name, x in inputs.items()}
+
+
+@functools.cache
+def sharded(operator, devices, check_vma, inside, options, specs):
+    """Values and all gradients, taken outside or inside of shard_map."""
+    mesh = mesh_of(devices)
+    specs = dict(specs)
+
+    def op(inputs, state, segment_ids):
+        length = segment_ids.shape[1]
+        inputs = {
+            name: jnp.broadcast_to(x, (x.shape[0], length, *x.shape[2:]))
+            if name not in operator.parameters and x.shape[1] == 1
+            else x
+            for name, x in inputs.items()
+        }
+        return runner.outputs(
+            operator,
+            inputs,
+            state,
+            segment_ids,
+            axis_name="seq",
+            **dict(options),
+        )
+
+    time = P(None, "seq")
+
+    def outside(inputs, state, segment_ids, ct_y, ct_state):
+        mapped = jax.shard_map(
+            op,
+            mesh=mesh,
+            in_specs=(specs, P(), time),
+            out_specs=((time, P()), P()),
+            check_vma=check_vma,
+        )
+        return runner.pull(
+            lambda i, s: mapped(i, s, segment_ids),
+            inputs,
+            state,
+            ct_y,
+            ct_state,
+        )
+
+    def local(inputs, state, segment_ids, ct_y, ct_state):
+        """As a training step does it: the loss and its gradient inside."""
+
+        def loss(inputs, state):
+            (y, leaves), raw = op(inputs, state, segment_ids)
+            total = jax.lax.psum(jnp.sum(y * ct_y), "seq")
+            for x, ct in zip(leaves, ct_state, strict=True):
+                total += jnp.sum(x * ct)
+            return total, (y, leaves, raw)
+
+        (_, aux), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+            inputs, state
+        )
+        return (*aux, grads[0], tuple(jax.tree.leaves(grads[1])))
+
+    def in_a_step(*args):
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(specs, P(), time, time, P()),
+            out_specs=(time, P(), P(), specs, P()),
+            check_vma=check_vma,
+        )(*args)
+
+    return jax.jit(
+        in_a_step if inside else outside, compiler_options=runner.QUICK
+    )
+
+
+def run(operator, problem, devices, *, check_vma, inside=False, **options):
+    specs = time_specs(operator, problem.inputs)
+    function = sharded(
+        operator,
+        devices,
+        check_vma,
+        inside,
+        tuple(sorted((k, v) for k, v in options.items() if v is not None)),
+        tuple(specs.items()),
+    )
+    args = (problem.inputs, problem.state, problem.segment_ids)
+    args += (problem.ct_y, problem.ct_state)
+    return spec.Result(*jax.device_get(function(*args)))
+
+
+CONFIGURATIONS = {
+    "2 inside": dict(devices=2, form="chunk", check_vma=True, inside=True),
+    "4 unchecked": dict(devices=4, form="chunk", check_vma=False),
+    "4 recurrent": dict(devices=4, form="recurrent", check_vma=True),
+    "8": dict(devices=8, form="chunk", check_vma=True),
+}
+
+
+def configured(operator, configuration):
+    """Options of a configuration, None where the operator has not its form."""
+    options = dict(configuration)
+    form = options.pop("form")
+    if not operator.forms:
+        return None if form == "recurrent" else options
+    if form not in operator.forms:
+        return None
+    chunk = 16 if form == "chunk" else None
+    return options | {"form": form, "chunk_size": chunk}
+
+
+@pytest.mark.parametrize(
+    "operator,options",
+    [
+        pytest.param(operator, options, id=f"{operator.name}-{name}")
+        for operator in SHARDED
+        for name, configuration in CONFIGURATIONS.items()
+        if (options := configured(operator, configuration))
+    ],
+)
+def test_sharded_equals_oracle(operator, options):
+    problem, expected = _problem(operator)
+    spec.check(run(operator, problem, **options), expected, 1e-5)
+
+
+@functools.cache
+def _problem(operator):
+    ids = cases.mixed_segments(spec.BATCH, LENGTH)
+    problem = cases.draw(operator, spec.BATCH, LENGTH, ids)
+    return problem, spec.expect(operator, problem)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [o for o in SHARDED if o.replicated],
+    ids=lambda o: o.name,
+)
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_replicated_gates(operator, check_vma):
+    """A gate that is one value for all tokens collects from all devices."""
+    problem, _ = _problem(operator)
+    rng = cases.rng_for("replicated", operator.name)
+    inputs = operator.replicated(rng, spec.BATCH, LENGTH)
+    steps = operator.steps
+    full = {
+        n: x
+        if n in operator.parameters
+        else np.broadcast_to(
+            x, (x.shape[0], LENGTH * steps.get(n, 1), *x.shape[2:])
+        )
+        for n, x in inputs.items()
+    }
+    expected = spec.expect(operator, problem.replace(inputs=full))
+    for name, x in inputs.items():
+        if x.shape != full[name].shape:
+            total = expected.grads[name].sum(1, keepdims=True)
+            expected.grads[name] = total
+    options = configured(operator, CONFIGURATIONS["8"])
+    options["check_vma"] = check_vma
+    result = run(operator, problem.replace(inputs=inputs), **options)
+    spec.check(result, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [o for o in table.OPERATORS if not o.sharded],
+    ids=lambda o: o.name,
+)
+def test_sharding_that_is_missing_says_so(operator):
+    problem, _ = cases.board(operator, 2)
+
+    def op(inputs):
+        state = operator.zero_state(spec.BATCH)
+        return runner.outputs(operator, inputs, state, None, axis_name="seq")[
+            0
+        ][0]
+
+    time = P(None, "seq")
+    mapped = jax.shard_map(op, mesh=mesh_of(2), in_specs=time, out_specs=time)
+    inputs = {n: problem.inputs[n] for n in operator.timed(problem.inputs)}
+    with pytest.raises(NotImplementedError, match="axis_name"):
+        jax.eval_shape(mapped, inputs)

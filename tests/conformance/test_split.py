@@ -1,0 +1,113 @@
+"""Work may be cut anywhere and resumed from the state."""
+
+import numpy as np
+import pytest
+
+from tests.conformance import cases
+from tests.conformance import runner
+from tests.conformance import spec
+from tests.conformance import table
+
+operators = pytest.mark.parametrize(
+    "operator", table.OPERATORS, ids=lambda o: o.name
+)
+LENGTH = 130
+
+
+def problem_for(operator):
+    """Packed rows in which no cut below falls on a border, but some on padding.
+
+    The caller resets the state where a document starts with a call, so a cut on
+    a border is not the operator's affair.
+    """
+    problem = cases.plain_board(operator)
+    ids = np.zeros_like(problem.segment_ids)
+    ids[2:, 20:] = 1
+    ids[3:, 100:] = 2
+    ids[4, 60:70] = -1
+    ids[5, 1:66] = -1
+    ids[6, ::3] = -1
+    return problem.replace(segment_ids=ids)
+
+
+def run_pieces(operator, problem, pieces):
+    """Outputs and last state of calls on consecutive pieces.
+
+    Args:
+        operator: a table row.
+        problem: a problem.
+        pieces: (length, options) of each.
+    """
+    state, start, outputs = problem.state, 0, []
+    for length, options in pieces:
+        piece = cases.cut(problem, operator, start, start + length)
+        result = runner.run(
+            operator,
+            piece.replace(state=state),
+            gradients=length in spec.GRADIENT_LENGTHS,
+            **options,
+        )
+        outputs.append(result.y)
+        state, start = result.raw_state, start + length
+    return np.concatenate(outputs, 1), result.state
+
+
+@operators
+@pytest.mark.parametrize(
+    "pieces",
+    [(65, 65), (127, 2, 1), (2, 1, 127), (1, 127, 2)],
+    ids=lambda p: "+".join(map(str, p)),
+)
+def test_split_equals_whole(operator, pieces):
+    problem = problem_for(operator)
+    expected = spec.expect(operator, problem, gradients=False)
+    options = runner.length_options(operator)
+    y, state = run_pieces(operator, problem, [(n, options) for n in pieces])
+    spec.check(spec.Result(y, state), expected, 1e-5)
+
+
+@operators
+def test_prefill_then_decode(operator):
+    problem = problem_for(operator)
+    expected = spec.expect(operator, problem, gradients=False)
+    prefill = runner.length_options(operator)
+    step = runner.options_of(
+        operator, "recurrent" if "recurrent" in operator.forms else None
+    )
+    pieces = [(127, prefill), (1, step), (1, step), (1, step)]
+    y, state = run_pieces(operator, problem, pieces)
+    spec.check(spec.Result(y, state), expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [o for o in table.OPERATORS if o.resumable],
+    ids=lambda o: o.name,
+)
+def test_gradients_chain_through_the_state(operator):
+    """The second half's state gradient is the first half's cotangent."""
+    problem = problem_for(operator)
+    expected = spec.expect(operator, problem)
+    options = runner.length_options(operator)
+    half = LENGTH // 2
+    first = cases.cut(problem, operator, 0, half)
+    second = cases.cut(problem, operator, half, LENGTH)
+    middle = runner.run(operator, first, **options).raw_state
+    after = runner.run(operator, second.replace(state=middle), **options)
+    before = runner.run(
+        operator, first.replace(ct_state=after.state_grads), **options
+    )
+    grads = {
+        name: before.grads[name] + after.grads[name]
+        if name in operator.parameters
+        else np.concatenate([before.grads[name], after.grads[name]], 1)
+        for name in problem.inputs
+    }
+    result = spec.Result(
+        np.concatenate([before.y, after.y], 1),
+        after.state,
+        None,
+        grads,
+        before.state_grads,
+    )
+    spec.check(result, expected, 1e-5)

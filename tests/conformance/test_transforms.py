@@ -1,0 +1,145 @@
+"""Operators under JAX's transformations, and with half-precision inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conformance import cases
+from tests.conformance import runner
+from tests.conformance import spec
+from tests.conformance import table
+
+operators = pytest.mark.parametrize(
+    "operator", table.OPERATORS, ids=lambda o: o.name
+)
+P = jax.sharding.PartitionSpec
+
+
+@operators
+def test_half_precision_over_a_batch_axis(operator):
+    """bfloat16, no state, no segments, defaults, remat, jit in jit, shard_map.
+
+    Inputs are rounded beforehand, so only the results' rounding remains.
+    """
+    plain = cases.plain_board(operator, 65)
+    problem = cases.cast(plain, jnp.bfloat16)
+    exact = cases.cast(problem, np.float32)
+    exact = exact.replace(state=operator.zero_state(spec.BATCH))
+    # the state's cotangent is not rounded: the state is float32
+    exact = exact.replace(ct_state=plain.ct_state)
+    expected = spec.expect(operator, exact)
+    if operator.capacity_is_length:
+        expected = spec.Result(expected.y, (), None, expected.grads)
+    mesh = jax.make_mesh(
+        (2,),
+        ("data",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:2],
+    )
+    specs = {
+        n: P() if n in operator.parameters else P("data")
+        for n in problem.inputs
+    }
+
+    def op(inputs, state):
+        return runner.outputs(operator, inputs, state, None)
+
+    rows = P("data")
+    mapped = jax.shard_map(
+        jax.jit(jax.remat(op)),
+        mesh=mesh,
+        in_specs=(specs, P()),
+        out_specs=((rows, rows), rows),
+    )
+    ct_state = () if operator.capacity_is_length else plain.ct_state
+
+    @jax.jit
+    def both(inputs, ct_y, ct_state):
+        return runner.pull(mapped, inputs, None, ct_y, ct_state)
+
+    out = jax.device_get(both(problem.inputs, problem.ct_y, ct_state))
+    result = spec.Result(*out)
+    assert result.y.dtype == jnp.bfloat16
+    state_dtype = jnp.bfloat16 if operator.capacity_is_length else jnp.float32
+    assert all(x.dtype == state_dtype for x in result.state)
+    if operator.capacity_is_length:
+        result = spec.Result(result.y, (), None, result.grads)
+    # gradients of parameters come back in bfloat16 as well
+    spec.check(result, expected, 5e-3)
+    spec.check(
+        spec.Result(expected.y, result.state),
+        spec.Result(expected.y, expected.state),
+        1e-5,
+        "state",
+    )
+
+
+@operators
+def test_second_order(operator):
+    """Forward over reverse, where the contract promises it."""
+    if not operator.second_order:
+        pytest.skip("reverse mode once only")
+    forms = [f for f in operator.forms if f != "chunk"] or [None]
+    problem = cases.cast(
+        cases.draw(operator, 2, 3, cases.one_segment(2, 3)), np.float64
+    )
+    rng = cases.rng_for("second", operator.name)
+    direction = {n: rng.normal(size=x.shape) for n, x in problem.inputs.items()}
+
+    def gradient(form):
+        def loss(inputs):
+            options = runner.options_of(operator, form)
+            (y, leaves), _ = runner.outputs(
+                operator, inputs, problem.state, problem.segment_ids, **options
+            )
+            parts = zip((y, *leaves), (problem.ct_y, *problem.ct_state))
+            return sum(jnp.sum(a * b) for a, b in parts)
+
+        return jax.grad(loss)
+
+    @jax.jit
+    def products(inputs):
+        return {
+            str(form): jax.jvp(gradient(form), (inputs,), (direction,))[1]
+            for form in forms
+        }
+
+    with jax.enable_x64(True):
+        got = jax.device_get(products(problem.inputs))
+
+    def oracle_gradients(h):
+        moved = {n: x + h * direction[n] for n, x in problem.inputs.items()}
+        return spec.expect(operator, problem.replace(inputs=moved)).grads
+
+    h = 1e-5
+    up, down = oracle_gradients(h), oracle_gradients(-h)
+    for form, grads in got.items():
+        for name, g in grads.items():
+            expected = (up[name] - down[name]) / (2 * h)
+            assert spec.error(g, expected) <= 1e-6, (form, name)
+
+
+@operators
+def test_one_trace_a_shape(operator):
+    """Another packing, other values: the same program."""
+    problem = cases.plain_board(operator)
+    form = operator.default_form()
+    options = runner.board_options(operator, form)
+    runner.run(operator, problem, **options)
+    before = dict(runner.traces)
+    assert before
+    ids = cases.mixed_segments(*problem.segment_ids.shape)
+    runner.run(operator, problem.replace(segment_ids=ids), **options)
+    runner.run(operator, cases.board(operator)[0], **options)
+    assert runner.traces == before
+
+
+@operators
+def test_same_bits_again(operator):
+    problem = cases.board(operator)[0]
+    options = runner.board_options(operator, operator.default_form())
+    first = runner.run(operator, problem, **options).parts()
+    again = runner.run(operator, problem, **options).parts()
+    for name, x in first.items():
+        assert spec.equal_bits(x, again[name]), name
