@@ -80,12 +80,11 @@ def segment_sums(log: jax.Array) -> tuple[jax.Array, jax.Array]:
       head [..., C] the sum of tokens 0 .. i.
     """
     size = log.shape[-1]
-    upto = jnp.tri(size, dtype=log.dtype)  # [i, m]: m <= i
-    after = jnp.tri(size, k=-1, dtype=bool)  # [m, j]: m > j
-    behind = jnp.where(_lead(after, log.ndim + 1), log[..., :, None], 0)
-    pairs = jnp.einsum("im,...mj->...ij", upto, behind, precision=_EXACT)
-    head = jnp.einsum("im,...m->...i", upto, log, precision=_EXACT)
-    return pairs, head
+    upto = _lead(jnp.tri(size, dtype=bool), log.ndim + 1)  # [i, m]: m <= i
+    after = jnp.tri(size, k=-1, dtype=log.dtype)  # [m, j]: m > j
+    rows = jnp.where(upto, log[..., None, :], 0)
+    pairs = jnp.einsum("...im,mj->...ij", rows, after, precision=_EXACT)
+    return pairs, jnp.sum(rows, axis=-1)
 
 
 def two_float_sums(
@@ -135,13 +134,16 @@ def rectangle_sums(pairs: jax.Array, head: jax.Array) -> jax.Array:
       head over i >= t.
     """
     size = pairs.shape[-1]
-    upto = jnp.tri(size, dtype=pairs.dtype)  # [i, t]: i >= t
-    below = _lead(jnp.tri(size, k=-1, dtype=bool), pairs.ndim)  # [t, j]: t > j
+    below = _lead(jnp.tri(size, k=-1, dtype=bool), pairs.ndim)  # [i, j]: i > j
+    before = jnp.tri(size, k=-1, dtype=pairs.dtype)  # [t, j]: t > j
     rows = jnp.einsum(
-        "it,...ij->...tj", upto, jnp.where(below, pairs, 0), precision=_EXACT
+        "...ij,tj->...it",
+        jnp.where(below, pairs, 0),
+        before,
+        precision=_EXACT,
     )
-    inside = jnp.sum(jnp.where(below, rows, 0), axis=-1)
-    return inside + jnp.einsum("it,...i->...t", upto, head, precision=_EXACT)
+    upto = _lead(jnp.tri(size, dtype=bool), pairs.ndim)  # [i, t]: i >= t
+    return jnp.sum(jnp.where(upto, rows + head[..., None], 0), axis=-2)
 
 
 def chunk_decays(
@@ -171,9 +173,9 @@ def chunk_decays(
     if zeros is not None:
         # Counts up to 2C are exact in float32.
         count = jnp.einsum(
-            "im,...m->...i",
-            jnp.tri(size, dtype=zeros.dtype),
+            "...m,im->...i",
             zeros,
+            jnp.tri(size, dtype=zeros.dtype),
             precision=_EXACT,
         )
         keep = keep & (count[..., :, None] == count[..., None, :])

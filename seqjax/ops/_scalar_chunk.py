@@ -83,18 +83,16 @@ def _forward(plan, q, k, v, log_decay, starts, initial):
 
     def step(state, group):
         q, k, v, decays = _load(plan, group)
-        write = _mm(
-            plan, "nbgjk,nbgrjv->nbgrkv", k, decays.tail[..., None] * v
-        )
+        write = _mm(plan, "nbgjk,nbgjrv->nbgkrv", k, _rows(decays.tail) * v)
         before, after = recurrence.exclusive_prefix(
-            recurrence.Affine(decays.total, write), state
+            recurrence.Affine(_of_state(decays.total), write), state
         )
         scores = _mm(plan, "nbgik,nbgjk->nbgij", q, k)
         a = scores[:, :, :, None] * decays.pairs
-        y = _mm(plan, "nbgrij,nbgrjv->nbgriv", a, v)
-        read = _mm(plan, "nbgik,nbgrkv->nbgriv", q, before)
-        y = plan.scale * (y + decays.head[..., None] * read)
-        return after, (_to_rows(y), before)
+        y = _mm(plan, "nbgrij,nbgjrv->nbgirv", a, v)
+        read = _mm(plan, "nbgik,nbgkrv->nbgirv", q, before)
+        y = plan.scale * (y + _rows(decays.head) * read)
+        return after, (_to_tokens(y), before)
 
     final, (y, states) = jax.lax.scan(step, _heads(initial, heads), inputs)
     residual = (q, k, v, log_decay, starts, states)
@@ -112,45 +110,50 @@ def _backward(plan, residual, cotangents):
     def step(state_bar, group):
         inputs, y_bar, before = group
         q, k, v, decays = _load(plan, inputs)
-        y_bar = plan.scale * _to_heads(plan, y_bar, q.shape[2])
+        y_bar = plan.scale * _values(plan, y_bar, q.shape[2])
+        total = _of_state(decays.total)
 
         # dS: every chunk maps the cotangent behind it to the one before it.
-        y_bar_head = decays.head[..., None] * y_bar
-        write_bar = _mm(plan, "nbgik,nbgriv->nbgrkv", q, y_bar_head)
+        y_bar_head = _rows(decays.head) * y_bar
+        write_bar = _mm(plan, "nbgik,nbgirv->nbgkrv", q, y_bar_head)
         after_bar, first_bar = recurrence.exclusive_prefix(
-            recurrence.Affine(decays.total, write_bar), state_bar, reverse=True
+            recurrence.Affine(total, write_bar), state_bar, reverse=True
         )
 
         scores = _mm(plan, "nbgik,nbgjk->nbgij", q, k)[:, :, :, None]
-        a_bar = _mm(plan, "nbgriv,nbgrjv->nbgrij", y_bar, v)
+        a_bar = _mm(plan, "nbgirv,nbgjrv->nbgrij", y_bar, v)
         b = a_bar * decays.pairs  # dA * D
         b_all = jnp.sum(b, axis=3)
-        q_read = _mm(plan, "nbgriv,nbgrkv->nbgrik", y_bar_head, before)
+        q_read = _mm(plan, "nbgirv,nbgkrv->nbgrik", y_bar_head, before)
         q_bar = jnp.sum(q_read, axis=3) + _mm(
             plan, "nbgij,nbgjk->nbgik", b_all, k
         )
-        tail = decays.tail[..., None]
-        v_write = tail * _mm(plan, "nbgjk,nbgrkv->nbgrjv", k, after_bar)
-        v_bar = v_write + _mm(
-            plan, "nbgrij,nbgriv->nbgrjv", scores * decays.pairs, y_bar
+        tail = _rows(decays.tail)
+        k_bar = _mm(plan, "nbgij,nbgik->nbgjk", b_all, q) + _mm(
+            plan, "nbgjrv,nbgkrv->nbgjk", tail * v, after_bar
         )
-        k_bar = _mm(
-            plan, "nbgij,nbgik->nbgjk", b_all, q
-        ) + _mm(plan, "nbgrjv,nbgrkv->nbgjk", tail * v, after_bar)
-        out = (_to_rows(q_bar[:, :, :, None]), _to_rows(k_bar[:, :, :, None]))
-        out += (_to_rows(v_bar),)
+        v_write = tail * _mm(plan, "nbgjk,nbgkrv->nbgjrv", k, after_bar)
+        a = scores * decays.pairs
+        v_bar = v_write + _mm(plan, "nbgrij,nbgirv->nbgjrv", a, y_bar)
+        out = (
+            _to_tokens(q_bar[..., None, :]),
+            _to_tokens(k_bar[..., None, :]),
+            _to_tokens(v_bar),
+        )
         if log_decay is None:
             return first_bar, (*out, None)
 
         # Gate gradient: dL_ij over pairs inside the chunk, then the rows and
         # columns that lead out of it, all of them sums of dA * A terms.
         pair_bar = b * scores
-        pair_bar = pair_bar.at[..., -1, :].add(jnp.sum(v_write * v, axis=-1))
+        leaving = jnp.swapaxes(jnp.sum(v_write * v, axis=-1), -1, -2)
+        pair_bar = pair_bar.at[..., -1, :].add(leaving)
         head_bar = jnp.sum(q_read * q[:, :, :, None], axis=-1)
-        carried = decays.total.act(before) * after_bar
-        head_bar = head_bar.at[..., -1].add(jnp.sum(carried, axis=(-1, -2)))
+        carried = jnp.sum(total.act(before) * after_bar, axis=(-1, -3))
+        head_bar = head_bar.at[..., -1].add(carried)
         log_bar = _decays.rectangle_sums(pair_bar, head_bar)
-        return first_bar, (*out, _to_rows(log_bar[..., None])[..., 0])
+        log_bar = jnp.swapaxes(log_bar, -1, -2)[..., None]
+        return first_bar, (*out, _to_tokens(log_bar)[..., 0])
 
     initial_bar, grads = jax.lax.scan(
         step, _heads(final_bar, heads), (inputs, y_bars, states), reverse=True
@@ -184,8 +187,20 @@ def _mm(plan, subscripts, x, y):
     )
 
 
-# Layouts: tokens [B, T, H, D] outside; a scan step sees [B, n*C, H, D] and
-# works on [n, B, G, R, C, D], H = G*R.
+# Layouts: tokens [B, T, H, D] outside; a scan step sees [B, n*C, H, D] and works
+# on keys [n, B, G, C, K], values [n, B, G, C, R, V] and states [B, G, K, R, V],
+# H = G*R, so that the R value heads of a key head are one wide matrix product.
+# Gates and decays are [n, B, G, R, C].
+
+
+def _rows(x):
+    """A factor [n,B,G,R,C] of each token, to multiply values [n,B,G,C,R,V]."""
+    return jnp.swapaxes(x, -1, -2)[..., None]
+
+
+def _of_state(decay):
+    """A decay [n,B,G,R] aligned to the axes of states [n,B,G,K,R,V]."""
+    return jax.tree.map(lambda x: x[..., None, :], decay)
 
 
 def _group(plan, x):
@@ -212,14 +227,14 @@ def _split(plan, q, k, v, log_decay, starts):
 
 
 def _load(plan, group):
-    """One step's q, k [n,B,G,C,K], v [n,B,G,R,C,V], and its decays."""
+    """One step's q, k [n,B,G,C,K], v [n,B,G,C,R,V], and its decays."""
     q, k, v, log_decay, starts = group
-    heads = q.shape[2]
-    q = _to_heads(plan, q, heads)[:, :, :, 0]
-    k = _to_heads(plan, k, heads)[:, :, :, 0]
-    v = _to_heads(plan, v, heads)
+    groups = q.shape[2]
+    q, k = _keys(plan, q), _keys(plan, k)
+    v = _values(plan, v, groups)
     if log_decay is not None:
-        log_decay = _to_heads(plan, log_decay[..., None], heads)[..., 0]
+        log_decay = _values(plan, log_decay[..., None], groups)[..., 0]
+        log_decay = jnp.swapaxes(log_decay, -1, -2)
     if starts is not None:
         starts = starts.reshape(
             starts.shape[0], plan.group, 1, 1, plan.chunk_size
@@ -227,33 +242,47 @@ def _load(plan, group):
         starts = jnp.moveaxis(starts, 1, 0)
     log, zeros = _decays.finite_part(log_decay, starts)
     sums = None if log is None else _decays.two_float_sums(log, starts)
+    n, batch, _, size, repeat, _ = v.shape
     decays = _decays.chunk_decays(
-        log, zeros, shape=v.shape[:-1], dtype=plan.dtype, sums=sums
+        log,
+        zeros,
+        shape=(n, batch, groups, repeat, size),
+        dtype=plan.dtype,
+        sums=sums,
     )
     return q, k, v, decays
 
 
-def _to_heads(plan, x, groups):
-    """[B, n*C, H, D] to [n, B, G, R, C, D] in the accumulation dtype."""
+def _keys(plan, x):
+    """[B, n*C, G, K] to [n, B, G, C, K] in the accumulation dtype."""
+    batch, _, groups, width = x.shape
+    x = x.reshape(batch, plan.group, plan.chunk_size, groups, width)
+    return x.transpose(1, 0, 3, 2, 4).astype(plan.dtype)
+
+
+def _values(plan, x, groups):
+    """[B, n*C, H, V] to [n, B, G, C, R, V] in the accumulation dtype."""
     batch, _, heads, width = x.shape
     x = x.reshape(
         batch, plan.group, plan.chunk_size, groups, heads // groups, width
     )
-    return x.transpose(1, 0, 3, 4, 2, 5).astype(plan.dtype)
+    return x.transpose(1, 0, 3, 2, 4, 5).astype(plan.dtype)
 
 
-def _to_rows(x):
-    """[n, B, G, R, C, D] to [B, n*C, H, D]."""
-    n, batch, groups, repeat, size, width = x.shape
-    x = x.transpose(1, 0, 4, 2, 3, 5)
+def _to_tokens(x):
+    """[n, B, G, C, R, D] to [B, n*C, H, D]."""
+    n, batch, groups, size, repeat, width = x.shape
+    x = x.transpose(1, 0, 3, 2, 4, 5)
     return x.reshape(batch, n * size, groups * repeat, width)
 
 
 def _heads(state, heads):
+    """[B, H, K, V] to [B, G, K, R, V]."""
     batch, _, key, value = state.shape
-    return state.reshape(batch, *heads, key, value)
+    return state.reshape(batch, *heads, key, value).swapaxes(2, 3)
 
 
 def _unheads(state):
-    batch, groups, repeat, key, value = state.shape
-    return state.reshape(batch, groups * repeat, key, value)
+    """[B, G, K, R, V] to [B, H, K, V]."""
+    batch, groups, key, repeat, value = state.shape
+    return state.swapaxes(2, 3).reshape(batch, groups * repeat, key, value)
