@@ -6,7 +6,9 @@ implementation=None, state_dtype=None)`: the state is an argument and a result,
 both differentiable; every form is the same function.
 """
 
-from seqjax.ops._dispatch import chosen_implementations as chosen_implementations
+from seqjax.ops._dispatch import (
+    chosen_implementations as chosen_implementations,
+)
 from seqjax.ops.gated_linear_attention import (
     gated_linear_attention as gated_linear_attention,
 )
@@ -20,9 +22,7 @@ from seqjax.ops.retention import retention_log_decay as retention_log_decay
 from seqjax.ops.short_convolution import short_convolution as short_convolution
 from seqjax.ops.softmax_attention import AttentionState as AttentionState
 from seqjax.ops.softmax_attention import attention_cache as attention_cache
-from seqjax.ops.softmax_attention import (
-    softmax_attention as softmax_attention,
-)
+from seqjax.ops.softmax_attention import softmax_attention as softmax_attention
 from seqjax.ops.ssd import ssd as ssd
 from seqjax.recurrence import real_positions as real_positions
 from seqjax.recurrence import segment_starts as segment_starts

@@ -67,7 +67,9 @@ class Shapes:
             expected = int(axis) if axis.isdigit() else self.sizes.get(axis)
             if expected is not None and expected != size:
                 origin = self._bound_by.get(axis)
-                known = f" ({axis} = {expected} from {origin})" if origin else ""
+                known = ""
+                if origin:
+                    known = f" ({axis} = {expected} from {origin})"
                 raise ValueError(
                     f"{self.op}: {name} must have shape [{', '.join(axes)}]"
                     f"{known}, got shape {shape}"

@@ -40,9 +40,7 @@ def platform() -> str:
     The abstract mesh comes first, so that a program traced on one machine for
     another picks the other's implementation.
     """
-    device = getattr(
-        jax.sharding.get_abstract_mesh(), "abstract_device", None
-    )
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     if device is not None and getattr(device, "platform", None):
         return device.platform
     return jax.default_backend()
@@ -93,7 +91,7 @@ def choose(
 
 
 def chosen_implementations() -> dict[str, str]:
-    """What ran: the implementation last chosen, by operator, in this process."""
+    """What ran: the last implementation of each operator in this process."""
     with _lock:
         return dict(_chosen)
 

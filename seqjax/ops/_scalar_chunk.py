@@ -12,8 +12,8 @@ A `lax.scan` walks over groups of chunks: the chunks of a group are one batch of
 matrix products, large enough to fill the cores and small enough for their
 caches, and `recurrence.exclusive_prefix` carries the state between them.
 Time O(T (C + K) V), memory for the backward pass: the inputs, and one state a
-chunk (K V / C floats a token and head).  The backward pass recomputes scores and
-decays, and walks the same prefix in reverse over dS.
+chunk (K V / C floats a token and head).  The backward pass recomputes scores
+and decays, and walks the same prefix in reverse over dS.
 """
 
 import functools
@@ -43,9 +43,7 @@ class Plan(NamedTuple):
 _PRODUCTS = 64
 
 
-def make_plan(
-    q, v, *, chunk_size: int, scale: float, dtype, precision
-) -> Plan:
+def make_plan(q, v, *, chunk_size: int, scale: float, dtype, precision) -> Plan:
     """Chooses the group of chunks for shapes q [B,T,G,K], v [B,T,H,V]."""
     batch, length, _, _ = q.shape
     chunk_size = min(chunk_size, _contract.round_up(max(length, 1), 16))
@@ -187,9 +185,9 @@ def _mm(plan, subscripts, x, y):
     )
 
 
-# Layouts: tokens [B, T, H, D] outside; a scan step sees [B, n*C, H, D] and works
-# on keys [n, B, G, C, K], values [n, B, G, C, R, V] and states [B, G, K, R, V],
-# H = G*R, so that the R value heads of a key head are one wide matrix product.
+# Layouts: tokens [B, T, H, D] outside; a scan step sees [B, n*C, H, D] and
+# works on keys [n, B, G, C, K], values [n, B, G, C, R, V] and states
+# [B, G, K, R, V], H = G*R, so that the R value heads of a key head are one wide matrix product.
 # Gates and decays are [n, B, G, R, C].
 
 

@@ -75,7 +75,7 @@ def locate(segment_ids, length: int, cache) -> tuple[Tokens, jax.Array]:
         before = cache.length
         last_id, cached = last_document(cache)
     if segment_ids is None:
-        rank = before[:, None] + jnp.arange(length, dtype=jnp.int32)
+        rank = before[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         ids = jnp.broadcast_to(jnp.maximum(last_id, 0)[:, None], rank.shape)
         total = before + length
         return Tokens(rank, jnp.zeros_like(rank), total, cached), ids

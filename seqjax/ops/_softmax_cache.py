@@ -143,7 +143,7 @@ def store(
     # to slots that do not exist, all different, and are dropped.
     newest = rank >= total[:, None] - slots
     slot = jnp.where(
-        newest & (rank >= 0), rank % slots, slots + jnp.arange(length)
+        newest & (rank >= 0), rank % slots, slots + jnp.arange(length)[None]
     )
     rows = jnp.arange(batch)[:, None]
 

@@ -196,7 +196,7 @@ def _backward(plan, residual, y_bar):
     v_bar = _unblock(bars["v"][:, :, :, None], batch, k.shape[1], groups)
     sink_bar = gate_bar = None
     if sink is not None:
-        weight = jnp.exp(_sink(sink, row_shape, plan) - lse)
+        weight = jnp.exp(_sink(sink, row_shape, plan)[None] - lse)
         sink_bar = -jnp.sum(weight * inner, axis=(0, 1, 4)).reshape(heads)
         sink_bar = sink_bar.astype(sink.dtype)
     if gate is not None:
@@ -322,7 +322,7 @@ def _visible_blocks(row, blocks):
     empty = row.first > row.last
     first = jnp.min(jnp.where(empty, far, row.first), axis=-1)
     last = jnp.max(jnp.where(empty, -1, row.last), axis=-1)
-    needed = (blocks.highest >= first) & (blocks.lowest <= last)
+    needed = (blocks.highest >= first[None]) & (blocks.lowest <= last[None])
     needed = jnp.any(needed, axis=(1, 2, 3))
     count = needed.shape[0]
     start = jnp.argmax(needed)

@@ -150,7 +150,9 @@ def _packed(x, weight, initial, segment_ids, initial_ids):
         initial_ids = jnp.full_like(ids[:, :1], halo.INITIAL)
         initial_ids = jnp.broadcast_to(initial_ids, initial.shape[:2])
     # After the sort the first real token stands first.
-    initial_ids = jnp.where(initial_ids == halo.INITIAL, ids[:, :1], initial_ids)
+    initial_ids = jnp.where(
+        initial_ids == halo.INITIAL, ids[:, :1], initial_ids
+    )
     all_ids = jnp.concatenate([initial_ids, ids], axis=1)
     y = jnp.zeros_like(x)
     for w in range(taps):
@@ -170,9 +172,7 @@ def _packed(x, weight, initial, segment_ids, initial_ids):
     count = jnp.sum(real, axis=1)
     end = count[:, None] + jnp.arange(taps - 1)[None]
     state, state_ids = _take((inputs, all_ids), end)
-    last_id = jnp.take_along_axis(
-        all_ids, count[:, None] + (taps - 2), axis=1
-    )
+    last_id = jnp.take_along_axis(all_ids, count[:, None] + (taps - 2), axis=1)
     return y, jnp.where((state_ids == last_id)[..., None], state, 0)
 
 
@@ -189,7 +189,7 @@ def _take(tree, order):
 def _shard(
     run, activation, axis_name, *, x, weight, bias, initial, segment_ids
 ):
-    """This device's shard of the convolution, and the whole sequence's state."""
+    """This device's shard, and the state behind the whole sequence."""
     size = weight.shape[0] - 1
     window, window_ids = initial, None
     if size > 0:

@@ -88,6 +88,7 @@ def _decay_from_start(log_decay, starts, dtype):
     zeros = None
     if log_decay is not None:
         decay = recurrence.decay_of(log_decay)
+        assert decay.log is not None
         sums = jnp.cumsum(decay.log, axis=1)
         head = jnp.exp(sums)
         log_total = sums[:, -1]

@@ -137,9 +137,7 @@ def _decay_cotangent(decay, state, update_bar):
 def _keep(maps, keep):
     """Replaces the maps where `keep` [P] is false by the identity."""
     return jax.tree.map(
-        lambda x: jnp.where(
-            transitions.align(keep, x), x, jnp.zeros_like(x)
-        ),
+        lambda x: jnp.where(transitions.align(keep, x), x, jnp.zeros_like(x)),
         maps,
     )
 

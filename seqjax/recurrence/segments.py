@@ -38,9 +38,7 @@ def segment_starts(segment_ids: jax.Array) -> jax.Array:
     """
     before = previous_segment(segment_ids)
     return (
-        (segment_ids != PADDING)
-        & (before != PADDING)
-        & (segment_ids != before)
+        (segment_ids != PADDING) & (before != PADDING) & (segment_ids != before)
     )
 
 

@@ -54,9 +54,10 @@ def assemble(
         config.data, *shard, corpus=corpus
     )
     try:
-        built = programs.Programs(config, rules)
+        config.mesh.sizes(jax.device_count())
     except ValueError as error:
         raise flags.ConfigError(str(error)) from error
+    built = programs.Programs(config, rules)
     store = checkpoints.CheckpointStore(
         directory / "checkpoints",
         keep=config.checkpoint.keep,

@@ -25,7 +25,7 @@ def problem_for(operator):
     ids[2:, 20:] = 1
     ids[3:, 100:] = 2
     ids[4, 60:70] = -1
-    ids[5, 1:66] = -1
+    ids[5, 25:66] = -1
     ids[6, ::3] = -1
     return problem.replace(segment_ids=ids)
 

@@ -4,8 +4,8 @@ import functools
 import re
 
 import jax
-from jax.sharding import PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import pytest
 
 from seqjax import ops
@@ -66,7 +66,8 @@ def test_one_all_gather_a_direction_of_a_size_independent_of_length(grad):
     long = collectives(sharded_gla(mesh, 4 * 256, grad=grad))
     assert short == long
     state = 2 * 8 * 8
-    forward = 4 * devices * (state + 2 + 2 + 4)  # log, zeros, four halves of ids
+    # State, log decay, zeros, and two ids as halves of 16 bits.
+    forward = 4 * devices * (state + 2 + 2 + 4)
     backward = 4 * devices * state
     expected = [("all-gather", forward)]
     if grad:

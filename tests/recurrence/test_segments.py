@@ -11,9 +11,7 @@ from seqjax import recurrence
 @st.composite
 def rows(draw):
     length = draw(st.integers(1, 12))
-    steps = draw(
-        st.lists(st.integers(0, 2), min_size=length, max_size=length)
-    )
+    steps = draw(st.lists(st.integers(0, 2), min_size=length, max_size=length))
     padding = draw(st.lists(st.booleans(), min_size=length, max_size=length))
     return np.where(padding, -1, np.cumsum(steps)).astype(np.int32)
 

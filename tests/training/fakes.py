@@ -7,8 +7,9 @@ import jax.numpy as jnp
 class TwoMatrices:
     """logits = tanh(E[token]) W, with a LanguageModel's way of being called."""
 
-    def __init__(self, vocab=11, width=6):
-        self.vocab, self.width = vocab, width
+    def __init__(self, config=None):
+        self.config = config
+        self.vocab, self.width = (config.vocab_size if config else 11), 6
 
     def init(self, key, tokens):
         del tokens

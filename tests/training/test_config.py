@@ -1,11 +1,12 @@
 """Configurations that cannot run are refused before a device is touched."""
 
-import jax
+import runpy
+
 import pytest
 
-from seqjax import data
 from seqjax.training import config as config_lib
 from seqjax.training import flags
+from tests import _tree
 from tests.training import tiny
 
 
@@ -75,10 +76,6 @@ def test_free_fields_exist():
 
 
 def test_shipped_configs_are_valid():
-    import runpy
-
-    from tests import _tree
-
     for path in sorted((_tree.ROOT / "experiments/configs").glob("*.py")):
         if path.name == "__init__.py":
             continue

@@ -1,0 +1,483 @@
+"""Softmax attention: forms, cache, packing, exact isolation, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqjax import ops
+
+attend = ops.softmax_attention
+P = jax.sharding.PartitionSpec
+
+B, T, H, HK, K, V = 3, 70, 4, 2, 6, 5
+
+
+def relative(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-6 * b.size**0.5)
+
+
+def make(dtype=np.float64, *, gate=True, seed=0):
+    """Inputs with hard gates, and packed ids with padding in many places."""
+    rng = np.random.default_rng(seed)
+    x = {
+        "q": rng.normal(size=(B, T, H, K)),
+        "k": rng.normal(size=(B, T, HK, K)),
+        "v": rng.normal(size=(B, T, HK, V)),
+        "sink": rng.normal(size=H),
+    }
+    if gate:
+        g = -np.exp(rng.normal(size=(B, T, H)) - 2)
+        g[rng.random(g.shape) < 0.1] = -1e4
+        g[rng.random(g.shape) < 0.05] = -np.inf
+        x["log_decay"] = g
+    segment_ids = np.sort(rng.integers(0, 4, (B, T)), axis=1).astype(np.int32)
+    segment_ids[rng.random((B, T)) < 0.2] = -1
+    segment_ids[0, :5] = -1
+    segment_ids[1, 40:] = -1
+    cotangent = rng.normal(size=(B, T, H, V))
+    x = {name: jnp.asarray(a, dtype) for name, a in x.items()}
+    return x, jnp.asarray(segment_ids), jnp.asarray(cotangent, dtype)
+
+
+def oracle(x, segment_ids, *, window=None, causal=True):
+    """One query at a time, in float64."""
+    x = {name: np.asarray(a, np.float64) for name, a in x.items()}
+    y = np.zeros((*x["q"].shape[:3], x["v"].shape[-1]))
+    batch, length, heads, width = x["q"].shape
+    share = heads // x["k"].shape[2]
+    for b, i, h in np.ndindex(batch, length, heads):
+        ids = segment_ids[b]
+        if ids[i] < 0:
+            continue
+        seen = [
+            j for j in range(i + 1 if causal else length) if ids[j] == ids[i]
+        ]
+        seen = seen[-window:] if window else seen
+        logits = x["k"][b, seen, h // share] @ x["q"][b, i, h] * width**-0.5
+        if "log_decay" in x:
+            real = np.where(ids >= 0, x["log_decay"][b, :, h], 0)
+            logits += [np.sum(real[j + 1 : i + 1]) for j in seen]
+        sink = [x["sink"][h]] if "sink" in x else []
+        top = max([*logits, *sink])
+        p = np.exp(logits - top)
+        below = p.sum() + np.exp(np.array(sink) - top).sum()
+        y[b, i, h] = p @ x["v"][b, seen, h // share] / below
+    return y
+
+
+def call(x, start, stop, segment_ids, **options):
+    """Attention of tokens start .. stop."""
+    part = {
+        name: a if name == "sink" else a[:, start:stop] for name, a in x.items()
+    }
+    q, k, v = (part.pop(name) for name in ("q", "k", "v"))
+    ids = None if segment_ids is None else segment_ids[:, start:stop]
+    return attend(q, k, v, segment_ids=ids, **part, **options)
+
+
+def state_loss(state):
+    """Some of everything a final state holds."""
+    loss = jnp.sum(jnp.sin(state.k)) + jnp.sum(jnp.cos(state.v))
+    if state.log_decay is not None:
+        decay = jnp.maximum(state.log_decay, -5)
+        loss += jnp.sum(
+            decay * jnp.cos(jnp.arange(decay.size)).reshape(decay.shape)
+        )
+    return loss
+
+
+@functools.partial(jax.jit, static_argnames=("window", "form", "cuts"))
+def value_and_grads(x, segment_ids, cotangent, *, window, form, cuts=()):
+    """Output, final state and gradients, computed in one call or several."""
+
+    def loss(x):
+        options = {"window": window, "form": form}
+        if form == "chunk":
+            options["chunk_size"] = 16
+        state, ys = None, []
+        if cuts:
+            gate = "log_decay" in x
+            state = ops.attention_cache(
+                B,
+                T,
+                HK,
+                K,
+                V,
+                window=window,
+                dtype=x["v"].dtype,
+                gate_heads=H if gate else None,
+            )
+        edges = (0, *cuts, T)
+        for start, stop in zip(edges, edges[1:], strict=False):
+            y, state = call(
+                x, start, stop, segment_ids, initial_state=state, **options
+            )
+            ys.append(y)
+        y = jnp.concatenate(ys, axis=1)
+        return jnp.sum(y * cotangent) + state_loss(state), (y, state)
+
+    grads, (y, state) = jax.grad(loss, has_aux=True)(x)
+    return y, state, grads
+
+
+@functools.cache
+def reference(window):
+    """The parallel form in float64, whole."""
+    with jax.enable_x64(True):
+        result = value_and_grads(*make(), window=window, form="parallel")
+    return jax.tree.map(np.asarray, result)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_parallel_equals_oracle(window):
+    y, _, grads = reference(window)
+    x, segment_ids, cotangent = make(np.float32)
+    with jax.enable_x64(True):
+        x, segment_ids, cotangent = make()
+        assert relative(y, oracle(x, segment_ids, window=window)) < 1e-13
+        # One direction of all inputs at once, by finite differences; gates of
+        # -inf stay, and the loss is the output's alone.
+        rng = np.random.default_rng(1)
+        move = {n: rng.normal(size=a.shape) for n, a in x.items()}
+        sides = []
+        for sign in (1, -1):
+            moved = {n: x[n] + sign * 1e-6 * move[n] for n in x}
+            out = oracle(moved, segment_ids, window=window)
+            sides.append(np.sum(out * np.asarray(cotangent)))
+        expected = (sides[0] - sides[1]) / 2e-6
+        actual = jax.jvp(
+            lambda x: jnp.sum(
+                call(x, 0, T, segment_ids, window=window, form="parallel")[0]
+                * cotangent
+            ),
+            (x,),
+            (jax.tree.map(jnp.asarray, move),),
+        )[1]
+    assert abs(actual - expected) < 1e-6 * abs(expected)
+    assert all(np.isfinite(g).all() for g in grads.values())
+
+
+@pytest.mark.parametrize(
+    ("form", "window", "cuts"),
+    [
+        ("chunk", None, ()),
+        ("chunk", 9, (1, 30)),
+        ("chunk", None, (23,)),
+        ("recurrent", 9, ()),
+        ("recurrent", None, (23,)),
+        ("parallel", 9, (40, 41)),
+    ],
+)
+def test_forms_and_cuts_agree(form, window, cuts):
+    y, state, grads = reference(window)
+    with jax.enable_x64(True):
+        y2, state2, grads2 = value_and_grads(
+            *make(), window=window, form=form, cuts=cuts
+        )
+    assert relative(y2, y) < 1e-13
+    for name in grads:
+        assert relative(grads2[name], grads[name]) < 1e-12, name
+    for a, b in zip(state2, state, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-11)
+
+
+def test_chunk_in_float32_with_hard_gates():
+    y, _, grads = reference(None)
+    y2, _, grads2 = value_and_grads(
+        *make(np.float32), window=None, form="chunk", cuts=(23,)
+    )
+    assert y2.dtype == jnp.float32
+    assert relative(y2, y) < 1e-6
+    for name in grads:
+        assert relative(grads2[name], grads[name]) < 2e-6, name
+    # Gates of -inf do not move, padding has no gradient at all.
+    x, segment_ids, _ = make(np.float32)
+    gates = np.asarray(grads2["log_decay"])
+    assert not gates[np.isneginf(np.asarray(x["log_decay"]))].any()
+    for name in ("q", "k", "v", "log_decay"):
+        assert not np.asarray(grads2[name])[np.asarray(segment_ids) < 0].any()
+    assert not np.asarray(y2)[np.asarray(segment_ids) < 0].any()
+
+
+@pytest.mark.parametrize("window", [None, 9, 1])
+def test_decoding_token_by_token(window):
+    x, segment_ids, _ = make(np.float32, gate=window != 1)
+    state = ops.attention_cache(
+        B,
+        T,
+        HK,
+        K,
+        V,
+        window=window,
+        gate_heads=H if "log_decay" in x else None,
+    )
+
+    def step(state, t):
+        at = {
+            name: a if name == "sink" else a[:, t][:, None]
+            for name, a in x.items()
+        }
+        q, k, v = (at.pop(name) for name in ("q", "k", "v"))
+        y, state = attend(
+            q,
+            k,
+            v,
+            window=window,
+            initial_state=state,
+            segment_ids=segment_ids[:, t][:, None],
+            **at,
+        )
+        return state, y[:, 0]
+
+    state, y = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(T)))(
+        state
+    )
+    expected = oracle(x, segment_ids, window=window)
+    assert relative(jnp.moveaxis(y, 0, 1), expected) < 1e-6
+    whole = call(x, 0, T, segment_ids, window=window, form="parallel")[1]
+    for a, b in zip(state[:5], whole[:5], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert state.k.shape[1] == (T if window is None else window - 1)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """Compiled gradients of a loss on chosen outputs of the chunk form."""
+
+    @jax.jit
+    def run(x, segment_ids, cotangent):
+        def loss(x):
+            y, _ = call(x, 0, T, segment_ids, chunk_size=16)
+            return jnp.sum(y * cotangent), y
+
+        grads, y = jax.grad(loss, has_aux=True)(x)
+        return y, grads
+
+    return run
+
+
+def test_neighbouring_documents_do_not_touch(exact):
+    x, segment_ids, cotangent = make(np.float32)
+    y, grads = exact(x, segment_ids, cotangent)
+    mine = np.asarray(segment_ids) == 1
+    noise = make(np.float32, seed=5)[0] | {"sink": x["sink"]}
+    other = {
+        n: a
+        if n == "sink"
+        else jnp.where(mine.reshape(B, T, *[1] * (a.ndim - 2)), a, noise[n])
+        for n, a in x.items()
+    }
+    y2, grads2 = exact(other, segment_ids, cotangent)
+    np.testing.assert_array_equal(np.asarray(y)[mine], np.asarray(y2)[mine])
+    for name in ("q", "k", "v", "log_decay"):
+        np.testing.assert_array_equal(
+            np.asarray(grads[name])[mine], np.asarray(grads2[name])[mine]
+        )
+
+
+def test_the_future_does_not_touch_the_past(exact):
+    x, _, cotangent = make(np.float32)
+    segment_ids = jnp.zeros((B, T), jnp.int32)
+    t = 37
+    cotangent = cotangent.at[:, t:].set(0)
+    noise = make(np.float32, seed=5)[0]
+    other = {n: a.at[:, t:].set(noise[n][:, t:]) for n, a in x.items()}
+    other["sink"] = x["sink"]
+    y, grads = exact(x, segment_ids, cotangent)
+    y2, grads2 = exact(other, segment_ids, cotangent)
+    np.testing.assert_array_equal(y[:, :t], y2[:, :t])
+    np.testing.assert_array_equal(grads["sink"], grads2["sink"])
+    for name in ("q", "k", "v", "log_decay"):
+        np.testing.assert_array_equal(grads[name][:, :t], grads2[name][:, :t])
+        assert not np.asarray(grads2[name][:, t:]).any()
+
+
+def test_bidirectional():
+    x, segment_ids, cotangent = make(np.float32, gate=False)
+    expected = oracle(x, segment_ids, causal=False)
+    grads = []
+    for form in ("chunk", "parallel"):
+
+        def loss(x, form=form):
+            y, state = call(x, 0, T, segment_ids, causal=False, form=form)
+            assert state is None
+            return jnp.sum(y * cotangent), y
+
+        grad, y = jax.jit(jax.grad(loss, has_aux=True))(x)
+        assert relative(y, expected) < 1e-6
+        grads.append(grad)
+    for name in x:
+        assert relative(grads[0][name], grads[1][name]) < 2e-6
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map_over_the_batch(check_vma):
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(4, 40, 2, 4)), jnp.float32)
+        for _ in range(3)
+    )
+    gate = -jnp.abs(q[..., 0])
+    sink = jnp.asarray([0.3, -0.2])  # replicated
+    mesh = jax.make_mesh(
+        (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+
+    def local(q, k, v, gate, sink):
+        return attend(q, k, v, log_decay=gate, sink=sink, chunk_size=16)[0]
+
+    shard = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(P("data"), P("data"), P("data"), P("data"), P()),
+        out_specs=P("data"),
+        check_vma=check_vma,
+    )
+
+    def grads(f):
+        return jax.jit(
+            jax.value_and_grad(
+                lambda *x: jnp.sum(jnp.sin(f(*x))), argnums=(0, 1, 2, 3, 4)
+            )
+        )(q, k, v, gate, sink)
+
+    for a, b in zip(
+        jax.tree.leaves(grads(shard)),
+        jax.tree.leaves(grads(local)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_vmap_and_remat():
+    x, segment_ids, _ = make(np.float32)
+    shifted = jnp.stack([segment_ids, jnp.maximum(segment_ids, 0)])
+
+    def loss(q, ids):
+        y, _ = call(x | {"q": q}, 0, T, ids, chunk_size=32)
+        return jnp.sum(jnp.sin(y))
+
+    q = jnp.stack([x["q"], x["q"] + 1])
+    both = jax.jit(jax.vmap(jax.grad(jax.checkpoint(loss))))(q, shifted)
+    one = jax.jit(jax.grad(loss))
+    for i in range(2):
+        assert relative(both[i], one(q[i], shifted[i])) < 1e-6
+
+
+def test_second_order_of_parallel():
+    x, segment_ids, _ = make(np.float32)
+    x = {n: a if n == "sink" else a[:1, :9] for n, a in x.items()}
+
+    def loss(k):
+        y, _ = call(x | {"k": k}, 0, 9, segment_ids[2:, :9], form="parallel")
+        return jnp.sum(jnp.sin(y))
+
+    hessian = jax.jvp(jax.grad(loss), (x["k"],), (jnp.ones_like(x["k"]),))[1]
+    assert np.isfinite(hessian).all() and np.any(hessian)
+
+
+def test_memory_is_linear_in_length():
+    def temporary(length):
+        shape = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+        loss = lambda q, k, v: jnp.sum(attend(q, k, v)[0])  # noqa: E731
+        compiled = jax.jit(jax.grad(loss)).lower(shape, shape, shape).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(8192) <= 4.4 * temporary(2048)
+
+
+def test_cache_continues_documents_and_forgets_them():
+    k = jnp.arange(3.0).reshape(1, 3, 1, 1)
+    ids = jnp.asarray([[4, 4, 7]], jnp.int32)
+    state = ops.attention_cache(1, 8, 1, 1)
+    _, state = attend(k, k, k, initial_state=state, segment_ids=ids)
+    np.testing.assert_array_equal(state.segment[0, :4], [4, 4, 7, -1])
+    np.testing.assert_array_equal(state.position[0, :4], [0, 1, 2, -1])
+    assert state.length[0] == 3
+    one = jnp.ones((1, 1, 1, 1))
+    # No ids: document 7 goes on, and holds the value 2 besides this one.
+    y, after = attend(0 * one, one, one, initial_state=state)
+    assert y.item() == pytest.approx(1.5)
+    assert after.segment[0, 3] == 7
+    # Another id starts afresh, even one that was there before 7.
+    for other in (4, 9):
+        ids = jnp.full((1, 1), other, jnp.int32)
+        y, after = attend(
+            0 * one, one, one, initial_state=state, segment_ids=ids
+        )
+        assert y.item() == 1
+        y, _ = attend(0 * one, 3 * one, 3 * one, initial_state=after)
+        assert y.item() == pytest.approx(2)
+
+
+def test_dtypes():
+    x, segment_ids, _ = make(np.float32)
+    half = {n: a.astype(jnp.bfloat16) for n, a in x.items()}
+    expected = oracle(half, segment_ids)
+    y, state = call(half, 0, T, segment_ids, form="chunk")
+    assert y.dtype == state.k.dtype == jnp.bfloat16
+    assert state.log_decay.dtype == jnp.float32
+    assert relative(y, expected) < 4e-3
+    state = call(half, 0, T, segment_ids, state_dtype=jnp.float32)[1]
+    assert state.k.dtype == state.v.dtype == jnp.float32
+
+
+Q = np.zeros((2, 3, 4, 5), np.float32)
+IDS = np.zeros((2, 3), np.int32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": Q[0]}, "q must have shape"),
+        ({"q": Q[:, :, :3]}, "multiple"),
+        ({"window": 0}, "window must be an int of at least 1"),
+        ({"causal": 1}, "causal must be True or False"),
+        ({"causal": False, "window": 2}, "window has no meaning"),
+        ({"causal": False, "log_decay": Q[..., 0]}, "log_decay has no meaning"),
+        ({"causal": False, "form": "recurrent"}, "recurrent"),
+        ({"sink": Q[0, 0]}, "sink must have shape"),
+        ({"scale": Q}, "scale must be"),
+        ({"segment_ids": IDS.astype(np.float32)}, "segment_ids must be int32"),
+        ({"form": "fast"}, "form must be one of"),
+        ({"form": "parallel", "chunk_size": 16}, "chunk_size=16 has no"),
+        ({"exchange": "ring"}, "needs axis_name"),
+        ({"implementation": "magic"}, "implementation must be one of"),
+        ({"initial_state": Q}, "must be an AttentionState"),
+        (
+            {"initial_state": ops.attention_cache, "capacity": 2},
+            "cannot take 3 more",
+        ),
+        (
+            {"initial_state": ops.attention_cache, "window": 3},
+            "window=3 needs 2",
+        ),
+        (
+            {
+                "initial_state": ops.attention_cache,
+                "log_decay": Q[..., 0],
+            },
+            "gate_heads",
+        ),
+        ({"v": Q.astype(np.int32)}, "v must be one of"),
+        ({"state_dtype": np.int32}, "state_dtype must be one of"),
+    ],
+)
+def test_bad_input(changes, message):
+    options = {"q": Q, "k": Q[:, :, :2], "v": Q[:, :, :2]} | changes
+    capacity = options.pop("capacity", 8)
+    if options.get("initial_state") is ops.attention_cache:
+        options["initial_state"] = ops.attention_cache(2, capacity, 2, 5)
+    with pytest.raises(ValueError, match=message):
+        attend(options.pop("q"), options.pop("k"), options.pop("v"), **options)
+
+
+def test_sharded_time_is_refused():
+    with pytest.raises(NotImplementedError, match="cannot shard time yet"):
+        attend(Q, Q, Q, axis_name="seq")
+    with pytest.raises(ValueError, match="capacity must be given"):
+        ops.attention_cache(1, None, 2, 4)
