@@ -94,4 +94,5 @@ def sample(model: Any, params: Any, seed: int) -> str:
     new = bytes(int(t) if t < 256 else 63 for t in np.asarray(tokens)[0])
     text = (_PROMPT + new).decode("utf-8", errors="replace")
     # A terminal must survive what an untrained model says.
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    shown = (c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    return "".join(shown)

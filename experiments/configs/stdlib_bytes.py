@@ -1,4 +1,17 @@
-"""Bytes of the standard library, 3:1 hybrid of simple GLA and attention."""
+"""Bytes of the standard library: a 3:1 hybrid of simple GLA and attention.
+
+Command:
+    make train
+  which is
+    python -m experiments.train --config=experiments/configs/stdlib_bytes.py \\
+        --workdir=runs/stdlib_bytes
+Hardware: two CPU cores, 2 GB of memory; any JAX device will do.
+Time: about two and a half minutes (245 s of processor time, measured), of
+  which compiling takes half a minute; a restart finds it compiled.
+Metric: validation bits/byte: 2.122 (trigram 2.551, zlib 1.807), Python 3.11.
+Text: the sources of the interpreter that runs it, so another Python version
+gives slightly other numbers.
+"""
 
 from seqjax import data
 from seqjax import models
@@ -7,7 +20,7 @@ from seqjax.training import optimizer
 
 
 def get_config() -> config_lib.TrainConfig:
-    """The configuration of ``make train``."""
+    """0.94 million parameters, 0.8 million bytes read."""
     return config_lib.TrainConfig(
         model=models.LanguageModelConfig(
             vocab_size=256,
@@ -18,14 +31,15 @@ def get_config() -> config_lib.TrainConfig:
         ),
         data=data.DataConfig(
             source="stdlib",
-            sequence_length=256,
-            batch_size=16,
+            sequence_length=128,
+            batch_size=8,
             validation_fraction=0.02,
         ),
         optimizer=optimizer.OptimizerConfig(
-            learning_rate=3e-3, warmup_steps=50
+            learning_rate=4e-3, warmup_steps=50, final_fraction=0.05
         ),
-        checkpoint=config_lib.CheckpointConfig(every=100),
-        steps=400,
-        eval_every=200,
+        checkpoint=config_lib.CheckpointConfig(every=200, keep=2),
+        steps=800,
+        eval_every=400,
+        progress_every=40,
     )

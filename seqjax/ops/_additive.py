@@ -1,10 +1,12 @@
 """What the scalar-gate operators share behind their public functions."""
 
+from collections.abc import Callable
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqjax import recurrence
 from seqjax.ops import _contract
@@ -13,8 +15,9 @@ from seqjax.ops import _scalar_chunk
 from seqjax.ops import _scalar_forms
 from seqjax.parallel import sequence
 
-# Measured on two CPU cores, forward and backward, B1 H4 K=V=64: a step costs
-# what a quarter of a 16-token chunk does, so only decoding runs step by step.
+# Measured on two CPU cores, B1 K=V=64 and B16 K=V=32, H4: forward and backward
+# take the same time in both forms between T = 2 and 4, forward alone between 8
+# and 64; gradients decide.
 RECURRENT_UP_TO = 4
 DEFAULT_CHUNK = 64
 
@@ -107,6 +110,61 @@ def additive(
         starts,
         inputs["initial"],
     )
+
+
+def gated(
+    op: str,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None,
+    *,
+    axes: str,
+    default: Callable[[int], np.ndarray] | None = None,
+    scale: float | None,
+    initial_state: jax.Array | None,
+    options: _contract.Options,
+    state_dtype,
+) -> tuple[jax.Array, jax.Array]:
+    """Checks and runs an attention-like operator with decay.
+
+    Args:
+      op: name of the public operator.
+      q: [B, T, Hk, K].
+      k: [B, T, Hk, K].
+      v: [B, T, H, V].
+      log_decay: of shape `axes`, or None with `default`.
+      axes: "H" or "B T H".
+      default: gives the log decays [H] of H heads.
+      scale: as the caller gave it.
+      initial_state: as the caller gave it.
+      options: as the caller gave them.
+      state_dtype: as the caller gave it.
+
+    Returns:
+      (y in the dtype of v, state in `state_dtype`).
+    """
+    shapes = check_heads(op, q, k, v, initial_state, options.segment_ids)
+    if log_decay is not None or default is None:
+        shapes.bind("log_decay", log_decay, axes)
+    dtype = _contract.accumulation_dtype(
+        op, q=q, k=k, v=v, log_decay=log_decay, initial_state=initial_state
+    )
+    if log_decay is None and default is not None:
+        log_decay = jnp.asarray(default(shapes["H"]), dtype)
+    y, state = additive(
+        op,
+        q,
+        k,
+        v,
+        log_decay,
+        scale=check_scale(op, scale, shapes["K"]),
+        initial=initial_state,
+        options=options,
+        dtype=dtype,
+    )
+    state_dtype = _contract.check_state_dtype(op, state_dtype, dtype)
+    return y.astype(v.dtype), state.astype(state_dtype)
 
 
 def run_xla(

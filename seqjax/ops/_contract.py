@@ -57,6 +57,11 @@ class Shapes:
           ValueError: wrong rank, or a letter already bound to another size.
         """
         axes = letters.split()
+        if x is None:
+            raise ValueError(
+                f"{self.op}: {name} must be an array of shape"
+                f" [{', '.join(axes)}], got None"
+            )
         shape = tuple(jnp.shape(x))
         if len(shape) != len(axes):
             raise ValueError(

@@ -187,7 +187,8 @@ def _mm(plan, subscripts, x, y):
 
 # Layouts: tokens [B, T, H, D] outside; a scan step sees [B, n*C, H, D] and
 # works on keys [n, B, G, C, K], values [n, B, G, C, R, V] and states
-# [B, G, K, R, V], H = G*R, so that the R value heads of a key head are one wide matrix product.
+# [B, G, K, R, V], H = G*R, so that the R value heads of a key head are one wide
+# matrix product.
 # Gates and decays are [n, B, G, R, C].
 
 

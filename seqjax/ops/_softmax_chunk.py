@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.ops import _contract
+from seqjax.ops import _softmax_blocks
 
 
 class Plan(NamedTuple):
@@ -75,7 +76,7 @@ def chunk_attention(plan: Plan, q, k, v, sink, gate, bands):
 
 
 def _forward(plan, q, k, v, sink, gate, bands):
-    blocks = _split(plan, q, k, v, gate, bands)
+    blocks = _softmax_blocks.split(plan, q, k, v, gate, bands)
     batch, length, heads, _ = q.shape
     shape = blocks.q.shape[1:-1]  # [B, Hk, G, C]
     like = (q, k, v, sink, gate, bands)
@@ -92,7 +93,7 @@ def _forward(plan, q, k, v, sink, gate, bands):
     def rows(_, row):
         def visit(j, carry):
             m, l, a = carry
-            column = _column(blocks, j)
+            column = _softmax_blocks.column(blocks, j)
             s = _logits(plan, row, column)
             m_new = jnp.maximum(m, jnp.max(s, axis=-1))
             # A row that has seen nothing yet keeps m = -inf; exp(-inf - 0) = 0.
@@ -103,26 +104,26 @@ def _forward(plan, q, k, v, sink, gate, bands):
             pv = _mm(plan, "bhgij,bhjv->bhgiv", p, column.v)
             return m_new, l, shrink[..., None] * a + pv
 
-        start, stop = _visible_blocks(row, blocks)
+        start, stop = _softmax_blocks.visible(row, blocks)
         m, l, a = jax.lax.fori_loop(start, stop, visit, first)
         seen = l > 0
         l = jnp.where(seen, l, 1)
         lse = jnp.where(seen, m, 0) + jnp.log(l)
         return None, (a / l[..., None], lse)
 
-    _, (out, lse) = jax.lax.scan(rows, None, _rows(blocks))
-    y = _unblock(out, batch, length, heads)
+    _, (out, lse) = jax.lax.scan(rows, None, blocks.rows)
+    y = _softmax_blocks.unblock(out, batch, length, heads)
     return y, (q, k, v, sink, gate, bands, y, lse)
 
 
 def _backward(plan, residual, y_bar):
     q, k, v, sink, gate, bands, y, lse = residual
-    blocks = _split(plan, q, k, v, gate, bands)
+    blocks = _softmax_blocks.split(plan, q, k, v, gate, bands)
     batch, length, heads, _ = q.shape
     groups = k.shape[2]
-    out_bar = _block(plan, y_bar, groups)
+    out_bar = _softmax_blocks.block(plan, y_bar, groups)
     inner = jnp.sum(y_bar * y, axis=-1)  # dO . O
-    inner = _block(plan, inner[..., None], groups)[..., 0]
+    inner = _softmax_blocks.block(plan, inner[..., None], groups)[..., 0]
     size = plan.block
     row_shape = blocks.q.shape[1:-1]
     zeros = {
@@ -146,7 +147,7 @@ def _backward(plan, residual, y_bar):
         diagonal = plan.cached // size + index
 
         def visit(j, bars):
-            column = _column(blocks, j)
+            column = _softmax_blocks.column(blocks, j)
             p = jnp.exp(_logits(plan, row, column) - lse[..., None])
             p_bar = _mm(plan, "bhgiv,bhjv->bhgij", out_bar, column.v)
             s_bar = p * (p_bar - inner[..., None])
@@ -181,19 +182,23 @@ def _backward(plan, residual, y_bar):
                 bars["sums"] = sums + jnp.sum(s_bar, axis=-1)
             return bars
 
-        start, stop = _visible_blocks(row, blocks)
+        start, stop = _softmax_blocks.visible(row, blocks)
         bars = bars | {name: zeros[name] for name in per_row}
         bars = jax.lax.fori_loop(start, stop, visit, bars)
         q_bar = bars["q"]
         return bars | {name: zeros[name] for name in per_row}, q_bar
 
     index = jnp.arange(blocks.q.shape[0])
-    xs = (index, _rows(blocks), out_bar, inner, lse)
+    xs = (index, blocks.rows, out_bar, inner, lse)
     bars, q_bar = jax.lax.scan(rows, zeros, xs)
 
-    q_bar = plan.scale * _unblock(q_bar, batch, length, heads)
-    k_bar = _unblock(bars["k"][:, :, :, None], batch, k.shape[1], groups)
-    v_bar = _unblock(bars["v"][:, :, :, None], batch, k.shape[1], groups)
+    q_bar = plan.scale * _softmax_blocks.unblock(q_bar, batch, length, heads)
+    k_bar = _softmax_blocks.unblock(
+        bars["k"][:, :, :, None], batch, k.shape[1], groups
+    )
+    v_bar = _softmax_blocks.unblock(
+        bars["v"][:, :, :, None], batch, k.shape[1], groups
+    )
     sink_bar = gate_bar = None
     if sink is not None:
         weight = jnp.exp(_sink(sink, row_shape, plan)[None] - lse)
@@ -201,7 +206,9 @@ def _backward(plan, residual, y_bar):
         sink_bar = sink_bar.astype(sink.dtype)
     if gate is not None:
         log_bar, cached_bar = (
-            _unblock(bars[name][..., None], batch, k.shape[1], heads)[..., 0]
+            _softmax_blocks.unblock(
+                bars[name][..., None], batch, k.shape[1], heads
+            )[..., 0]
             for name in ("gate", "cached")
         )
         gate_bar = Gate(
@@ -249,87 +256,6 @@ def _rectangle_diagonal(s_bar, sums, columns):
     return inside + jax.lax.cumsum(sums, axis=3, reverse=True)
 
 
-class _Rows(NamedTuple):
-    """Query blocks [n, B, Hk, G, C, ...]; `first`, `last` broadcast."""
-
-    q: jax.Array
-    first: jax.Array
-    last: jax.Array
-    sums: tuple[jax.Array, jax.Array] | None
-
-
-class _Columns(NamedTuple):
-    """Key blocks [n, B, Hk, C, ...]; `rank` and `sums` [n, B, Hk, G, C]."""
-
-    k: jax.Array
-    v: jax.Array
-    rank: jax.Array
-    sums: tuple[jax.Array, jax.Array] | None
-
-
-class _Blocks(NamedTuple):
-    rows: _Rows
-    columns: _Columns
-    lowest: jax.Array  # [n, ...] smallest and largest rank of each key block
-    highest: jax.Array
-
-    @property
-    def q(self):
-        return self.rows.q
-
-    @property
-    def k(self):
-        return self.columns.k
-
-    @property
-    def v(self):
-        return self.columns.v
-
-
-def _split(plan, q, k, v, gate, bands):
-    groups = k.shape[2]
-    row_sums = column_sums = None
-    if gate is not None:
-        row_sums = tuple(_gates(plan, x, groups) for x in gate.query)
-        column_sums = tuple(_gates(plan, x, groups) for x in gate.key)
-    # Padding at the end: queries that see nothing, keys that nobody sees.
-    first = _gates(plan, bands.first, groups, fill=1)
-    last = _gates(plan, bands.last, groups)
-    rank = _gates(plan, bands.rank, groups, fill=-1)
-    rows = _Rows(_block(plan, q, groups) * plan.scale, first, last, row_sums)
-    columns = _Columns(
-        _block(plan, k, groups)[:, :, :, 0],
-        _block(plan, v, groups)[:, :, :, 0],
-        rank,
-        column_sums,
-    )
-    far = jnp.iinfo(rank.dtype).max
-    lowest = jnp.min(jnp.where(rank < 0, far, rank), axis=-1)
-    return _Blocks(rows, columns, lowest, jnp.max(rank, axis=-1))
-
-
-def _rows(blocks):
-    return blocks.rows
-
-
-def _column(blocks, j):
-    return jax.tree.map(lambda x: x[j], blocks.columns)
-
-
-def _visible_blocks(row, blocks):
-    """The range [start, stop) of key blocks that a query block may see."""
-    far = jnp.iinfo(row.first.dtype).max
-    empty = row.first > row.last
-    first = jnp.min(jnp.where(empty, far, row.first), axis=-1)
-    last = jnp.max(jnp.where(empty, -1, row.last), axis=-1)
-    needed = (blocks.highest >= first[None]) & (blocks.lowest <= last[None])
-    needed = jnp.any(needed, axis=(1, 2, 3))
-    count = needed.shape[0]
-    start = jnp.argmax(needed)
-    stop = jnp.where(jnp.any(needed), count - jnp.argmax(needed[::-1]), start)
-    return start, stop
-
-
 def _logits(plan, row, column):
     """S [B, Hk, G, C, C], -inf where the key is not seen."""
     s = _mm(plan, "bhgik,bhjk->bhgij", row.q, column.k)
@@ -358,26 +284,3 @@ def _sink(sink, shape, plan):
     """[H] to [B, Hk, G, C]."""
     sink = sink.astype(plan.dtype).reshape(1, *shape[1:3], 1)
     return jnp.broadcast_to(sink, shape)
-
-
-def _block(plan, x, groups, fill=0):
-    """[B, T, H, D] to [n, B, Hk, G, C, D] in the accumulation dtype."""
-    batch, length, heads, width = x.shape
-    size = plan.block
-    pad = -length % size
-    x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)), constant_values=fill)
-    x = x.reshape(batch, -1, size, groups, heads // groups, width)
-    x = x.transpose(1, 0, 3, 4, 2, 5)
-    return x if jnp.issubdtype(x.dtype, jnp.integer) else x.astype(plan.dtype)
-
-
-def _gates(plan, x, groups, fill=0):
-    """[B, T, H] to [n, B, Hk, G, C]; H = 1 broadcasts over heads."""
-    groups = groups if x.shape[2] > 1 else 1
-    return _block(plan, x[..., None], groups, fill)[..., 0]
-
-
-def _unblock(x, batch, length, heads):
-    """[n, B, Hk, G, C, D] to [B, T, H, D]."""
-    x = x.transpose(1, 0, 4, 2, 3, 5)
-    return x.reshape(batch, -1, heads, x.shape[-1])[:, :length]

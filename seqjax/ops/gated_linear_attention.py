@@ -60,23 +60,17 @@ def gated_linear_attention(
     Raises:
       ValueError: a shape, dtype or option that does not fit.
     """
-    shapes = _additive.check_heads(_OP, q, k, v, initial_state, segment_ids)
-    shapes.bind("log_decay", log_decay, "B T H")
-    dtype = _contract.accumulation_dtype(
-        _OP, q=q, k=k, v=v, log_decay=log_decay, initial_state=initial_state
-    )
-    y, state = _additive.additive(
+    return _additive.gated(
         _OP,
         q,
         k,
         v,
         log_decay,
-        scale=_additive.check_scale(_OP, scale, shapes["K"]),
-        initial=initial_state,
+        axes="B T H",
+        scale=scale,
+        initial_state=initial_state,
         options=_contract.Options(
             segment_ids, axis_name, exchange, form, chunk_size, implementation
         ),
-        dtype=dtype,
+        state_dtype=state_dtype,
     )
-    state_dtype = _contract.check_state_dtype(_OP, state_dtype, dtype)
-    return y.astype(v.dtype), state.astype(state_dtype)

@@ -14,7 +14,6 @@ public use; the operator's default is the one without a factor for the layer
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from seqjax.ops import _additive
@@ -78,26 +77,18 @@ def lightning_attention(
     Raises:
       ValueError: a shape, dtype or option that does not fit.
     """
-    shapes = _additive.check_heads(_OP, q, k, v, initial_state, segment_ids)
-    if log_decay is not None:
-        shapes.bind("log_decay", log_decay, "H")
-    dtype = _contract.accumulation_dtype(
-        _OP, q=q, k=k, v=v, log_decay=log_decay, initial_state=initial_state
-    )
-    if log_decay is None:
-        log_decay = jnp.asarray(-alibi_slopes(shapes["H"]), dtype)
-    y, state = _additive.additive(
+    return _additive.gated(
         _OP,
         q,
         k,
         v,
         log_decay,
-        scale=_additive.check_scale(_OP, scale, shapes["K"]),
-        initial=initial_state,
+        axes="H",
+        default=lambda heads: -alibi_slopes(heads),
+        scale=scale,
+        initial_state=initial_state,
         options=_contract.Options(
             segment_ids, axis_name, exchange, form, chunk_size, implementation
         ),
-        dtype=dtype,
+        state_dtype=state_dtype,
     )
-    state_dtype = _contract.check_state_dtype(_OP, state_dtype, dtype)
-    return y.astype(v.dtype), state.astype(state_dtype)

@@ -1,16 +1,15 @@
 """The training loop: set up, resume, step, validate, save, stop.
 
-The promise: kill the process anywhere, start the same command again, and
-metrics.jsonl and the parameters end up as if nothing had happened, bit for
-bit.  Three rules keep it.  A step is a function of the state, its number and
-its batch.  The row of a step is on disk before the checkpoint of that step,
-and rows behind the restored step are dropped.  A row that waits for its
-validation when the run is stopped travels in the checkpoint and is finished
-after the restart.
+Kill the process anywhere, start the same command again, and metrics.jsonl and
+the parameters end up the same, bit for bit.  Three rules keep that promise.  A
+step is a function of the state, its number and its batch.  Its row is on disk
+before its checkpoint, and rows behind the restored step are dropped.  A row
+that still waits for its validation travels in the checkpoint.
 """
 
 from collections.abc import Callable
 import pathlib
+import platform
 import time
 from typing import Any, NamedTuple
 
@@ -40,6 +39,7 @@ BAD_INPUT = (
     data.DataError,
     checkpoints.CheckpointError,
     workdir.WorkdirLocked,
+    OSError,
 )
 
 
@@ -114,21 +114,13 @@ class _Run:
         self.stop = lambda: flag.requested and jax.process_count() == 1
         self.parts = setup.assemble(config, directory, rules)
         self.programs, self.store = self.parts.programs, self.parts.store
-        self.train_data = self.parts.train_data
-        self.progress = progress.Progress(
-            steps=config.steps,
-            every=config.progress_every,
-            tokens_per_step=config.data.batch_size
-            * config.data.sequence_length,
-            flops_per_token=self.programs.flops_per_token,
-            say=say,
-        )
+        self.progress = self.parts.progress(config, say)
         self.profiler = profiling.Profiler(
             config.profile.window(), directory / "profile"
         )
         self.step = 0
         self.state: Any = None
-        self.position = self.train_data.get_state()
+        self.position = self.parts.train_data.get_state()
         # The last launched step whose metrics are still on the device, and
         # the row of a step that waits for its validation.
         self.launched: tuple[int, dict[str, jax.Array]] | None = None
@@ -145,15 +137,19 @@ class _Run:
                 resume_step=self.step - 1 if self.row else self.step,
             )
             try:
-                exit_code = EXIT_DONE if already_done else self._train()
-                self.store.wait()
-                traces = {f"traces_{k}": n for k, n in step.traces.items()}
-                self.writer.timing(self.step, **traces)
+                exit_code = EXIT_DONE
+                if not already_done:
+                    timing = self.writer.timing
+                    timing(self.step, event="start", host=platform.node())
+                    exit_code = self._train()
+                    self.store.wait()
+                    traces = {f"traces_{k}": n for k, n in step.traces.items()}
+                    timing(self.step, event="end", **traces)
             finally:
                 self.profiler.close()
                 self.writer.close()
         finally:
-            self.train_data.close()
+            self.parts.train_data.close()
             self.store.close()
         return Outcome(
             exit_code=exit_code,
@@ -170,7 +166,7 @@ class _Run:
         if restored is None:
             return
         self.state, self.step = restored.state, restored.step
-        self.train_data.set_state(restored.data_state)
+        self.parts.train_data.set_state(restored.data_state)
         self.position = restored.data_state
         self.row = rows.decode(restored.meta["unfinished_row"])
         self.validation = restored.meta["validation"]
@@ -178,14 +174,7 @@ class _Run:
     def _train(self) -> int:
         config, stop = self.config, self.stop
         try:
-            how = (
-                f"resuming after step {self.step}" if self.step else "starting"
-            )
-            self.progress.say(
-                f"{how}: {self.programs.parameters:,} parameters, "
-                f"{config.steps} steps, {self.parts.provenance['devices']}, "
-                f"mesh {dict(self.programs.mesh.shape)}"
-            )
+            self.progress.say(self.parts.describe(self.step))
             upcoming = background.Job(self._read)
             if self.state is None:
                 self.state = self.programs.init(self.progress, stop)
@@ -239,7 +228,7 @@ class _Run:
 
     def _read(self) -> tuple[Any, dict[str, Any]]:
         """The next batch, and the position behind it."""
-        return next(self.train_data), self.train_data.get_state()
+        return next(self.parts.train_data), self.parts.train_data.get_state()
 
     def _wait(self, upcoming: background.Job[Any]) -> Any:
         begin = time.monotonic()
@@ -251,8 +240,7 @@ class _Run:
 
     def _row(self, launched: tuple[int, dict[str, jax.Array]]) -> rows.Row:
         row = rows.fetch(*launched)
-        saved = f"{self.store.steps() or 'none'} in {self.store.directory}"
-        told = rows.check(row, self.config.nonfinite, saved)
+        told = rows.check(row, self.config.nonfinite, self.store)
         if told:
             self.progress.say(told)
         return row
@@ -293,7 +281,6 @@ class _Run:
         meta = {
             "unfinished_row": rows.encode(self.row),
             "validation": self.validation,
-            "mesh": dict(self.programs.mesh.shape),
             **self.parts.provenance,
         }
         self.store.save(self.step, self.state, self.position, meta)

@@ -131,9 +131,8 @@ class Progress:
             "tokens_per_second": self._tokens / per_step,
             "data_wait_share": min(self._waited / seconds, 1.0),
         }
-        line = (
-            f"{self._count(step)}  loss {loss:.4f}  {numbers['tokens_per_second']:,.0f} tokens/s  "
-        )
+        line = f"{self._count(step)}  loss {loss:.4f}  "
+        line += f"{numbers['tokens_per_second']:,.0f} tokens/s  "
         if self._peak is not None:
             numbers["mfu"] = self._flops / per_step / self._peak
             line += f"MFU {100 * numbers['mfu']:.1f} %  "

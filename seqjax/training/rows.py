@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from seqjax.training import checkpoints
+
 Row = dict[str, Any]
 
 _WHOLE = ("tokens", "skipped")
@@ -25,13 +27,13 @@ def fetch(step: int, result: dict[str, jax.Array]) -> Row:
     return row
 
 
-def check(row: Row, policy: str, saved: str) -> str:
+def check(row: Row, policy: str, store: checkpoints.CheckpointStore) -> str:
     """What to tell about a row whose update was left out; "" where none was.
 
     Args:
       row: of a step.
       policy: TrainConfig.nonfinite.
-      saved: which checkpoints there are, and where.
+      store: of the run, for the message.
 
     Raises:
       NonFiniteError: the policy is "stop".
@@ -47,9 +49,10 @@ def check(row: Row, policy: str, saved: str) -> str:
         return f"step {row['step']}: update skipped, {bad}"
     raise NonFiniteError(
         f"step {row['step']}: {bad}. No checkpoint holds it; those of steps "
-        f"{saved} are good. In another workdir, lower "
-        f"optimizer.learning_rate or optimizer.clip_norm, look with "
-        f"--config.debug=true, or leave such updates out with "
+        f"{store.steps() or 'none'} in {store.directory} are good. In "
+        f"another workdir, lower optimizer.learning_rate or "
+        f"optimizer.clip_norm, look with --config.debug=true, or leave such "
+        f"updates out with "
         f"--config.nonfinite=skip"
     )
 

@@ -1,5 +1,6 @@
 """The parts of a run, put together and checked before the first step."""
 
+from collections.abc import Callable
 import pathlib
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from seqjax.training import checkpoints
 from seqjax.training import config as config_lib
 from seqjax.training import flags
 from seqjax.training import programs
+from seqjax.training import progress as progress_lib
 from seqjax.training import provenance
 from seqjax.training import workdir
 
@@ -33,6 +35,29 @@ class Parts(NamedTuple):
     programs: programs.Programs
     store: checkpoints.CheckpointStore
     provenance: dict[str, Any]
+
+    def describe(self, step: int) -> str:
+        """What is about to run, after ``step`` updates."""
+        facts = self.provenance
+        return (
+            f"{f'resuming after step {step}' if step else 'starting'}: "
+            f"{self.programs.parameters:,} parameters, {facts['devices']}, "
+            f"mesh {facts['mesh']}, {self.corpus.train.tokens:,} tokens to "
+            f"train on, {self.corpus.validation.tokens:,} to validate"
+        )
+
+    def progress(
+        self, config: config_lib.TrainConfig, say: Callable[[str], None]
+    ) -> progress_lib.Progress:
+        """The lines that the run prints, through ``say``."""
+        batch, length = config.data.batch_size, config.data.sequence_length
+        return progress_lib.Progress(
+            steps=config.steps,
+            every=config.progress_every,
+            tokens_per_step=batch * length,
+            flops_per_token=self.programs.flops_per_token,
+            say=say,
+        )
 
 
 def assemble(
@@ -64,7 +89,7 @@ def assemble(
         keep_every=config.checkpoint.keep_every or None,
     )
     _bind(config, directory, bool(store.steps()))
-    facts = provenance.collect()
+    facts = {"mesh": dict(built.mesh.shape)} | provenance.collect()
     provenance.write(directory, facts)
     return Parts(corpus, train_data, validation_data, built, store, facts)
 

@@ -76,6 +76,7 @@ class Operator:
         forms: the forms it has; () for an operator of one form.
         lengths: the list of T.
         chunk_sizes: the chunk sizes tried on the board.
+        table_lengths: lengths of the error table beyond the board's.
         sharded: whether it takes axis_name; if not, it must refuse it with
             NotImplementedError.
         exchanges: the exchanges tried with axis_name.
@@ -110,6 +111,7 @@ class Operator:
     forms: tuple[str, ...] = FORMS
     lengths: tuple[int, ...] = LENGTHS
     chunk_sizes: tuple[int, ...] = CHUNK_SIZES
+    table_lengths: tuple[int, ...] = (2048,)
     sharded: bool = True
     exchanges: tuple[str | None, ...] = (None,)
     replicated: Callable[..., Arrays] | None = None

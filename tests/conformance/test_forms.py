@@ -64,28 +64,29 @@ def test_one_token(operator, form):
 
 @pytest.mark.parametrize("operator,form", pairs(lambda o: o.forms or (None,)))
 def test_gradient_equals_finite_difference(operator, form):
-    """The operator's own values, moved along random directions in float64."""
+    """The operator's own values, moved along one direction in float64."""
     problem = cases.cast(cases.board(operator)[0], np.float64)
     options = runner.board_options(operator, form)
     grads = runner.run(operator, problem, wide=True, **options).grads
     rng = cases.rng_for("difference", operator.name)
-    for name in problem.inputs:
-        x = problem.inputs[name]
-        direction = rng.normal(size=x.shape) * np.abs(x)
+    direction = {
+        name: rng.normal(size=x.shape) * np.abs(x)
+        for name, x in problem.inputs.items()
+    }
 
-        def loss(h, name=name, x=x, direction=direction):
-            moved = problem.inputs | {name: x + h * direction}
-            out = runner.run(
-                operator, problem.replace(inputs=moved), wide=True, **options
-            )
-            return spec.loss(out, problem)
+    def loss(h):
+        moved = {n: x + h * direction[n] for n, x in problem.inputs.items()}
+        out = runner.run(
+            operator, problem.replace(inputs=moved), wide=True, **options
+        )
+        return spec.loss(out, problem)
 
-        h = 1e-4
-        near = (loss(h) - loss(-h)) / (2 * h)
-        far = (loss(2 * h) - loss(-2 * h)) / (4 * h)
-        slope = (4 * near - far) / 3  # the h² term cancels
-        expected = np.sum(grads[name] * direction)
-        assert abs(slope - expected) <= 1e-7 * (1 + abs(expected)), name
+    h = 1e-4
+    near = (loss(h) - loss(-h)) / (2 * h)
+    far = (loss(2 * h) - loss(-2 * h)) / (4 * h)
+    slope = (4 * near - far) / 3  # the h² term cancels
+    parts = [np.sum(grads[n] * direction[n]).real for n in direction]
+    assert abs(slope - sum(parts)) <= 1e-7 * (1 + np.abs(parts).max())
 
 
 @operators

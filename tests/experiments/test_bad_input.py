@@ -67,4 +67,3 @@ def test_two_jobs_in_one_workdir(command, tmp_path):
         assert "Traceback" not in output
     finally:
         running.kill(first)
-

@@ -15,7 +15,7 @@ CONFIG = models.LanguageModelConfig(
     vocab_size=11,
     width=16,
     pattern=("lightning", "gla"),
-    repeats=3,
+    repeats=2,
     heads=2,
     mlp_width=24,
     slopes="tnl_code",
@@ -146,12 +146,14 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_wide():
     assert logits.dtype == jnp.float32
     assert cache.states[0].memory.dtype == jnp.float32
     assert cache.states[1].k.dtype == jnp.bfloat16
-    wide = models.LanguageModel(dataclasses.replace(config, dtype="float32"))
-    small = jax.tree.map(lambda leaf: 0.5 * leaf, params(config))
-    low = jax.jit(model.apply)(small, TOKENS, None, IDS)[0]
-    high = jax.jit(wide.apply)(small, TOKENS, None, IDS)[0]
-    error = np.abs(low - high)[IDS >= 0].max() / np.abs(high).max()
-    assert 0 < error < 0.05
+    config = dataclasses.replace(config, pattern=("gla",))
+    logits = []
+    for dtype in ("bfloat16", "float32"):
+        model = models.LanguageModel(dataclasses.replace(config, dtype=dtype))
+        small = jax.tree.map(lambda leaf: 0.5 * leaf, params(config))
+        logits.append(jax.jit(model.apply)(small, TOKENS, None, IDS)[0])
+    low, high = (np.asarray(x)[IDS >= 0] for x in logits)
+    assert 0 < np.abs(low - high).max() < 0.05 * np.abs(high).max()
 
 
 def test_state_keeps_its_type_through_a_call():
@@ -185,9 +187,9 @@ def test_initial_logits_are_small_and_residuals_scaled():
         jax.random.key(0), TOKENS[:, :1]
     )
     tree = variables["params"]["layers"]["layer_1"]
-    # lecun normal over sqrt(2 * depth), depth 6.
+    # lecun normal over sqrt(2 * depth), depth 4.
     np.testing.assert_allclose(
-        np.std(tree["mlp"]["down"]["kernel"]), 24**-0.5 / 12**0.5, rtol=0.1
+        np.std(tree["mlp"]["down"]["kernel"]), 24**-0.5 / 8**0.5, rtol=0.1
     )
     # Layers of a scan are drawn apart.
     down = tree["mlp"]["down"]["kernel"]
@@ -213,7 +215,7 @@ def test_accounting():
         if path[-1].key in ("kernel", "conv")
     )
     # A query of T = 9 sees 5 tokens on average: 4 * 16 * 5 FLOPs.
-    mixing = 3 * (5 * 128 + 4 * 16 * 5 + 5 * 128)
+    mixing = 2 * (5 * 128 + 4 * 16 * 5 + 5 * 128)
     expected = 3 * (2 * (matrices + 11 * 16) + mixing)
     assert models.flops_per_token(config, 9) == pytest.approx(expected)
 

@@ -91,7 +91,9 @@ def state_loss(state):
 
 
 @functools.partial(jax.jit, static_argnames=("window", "form", "cuts"))
-def value_and_grads(x, segment_ids, cotangent, *, window, form, cuts=()):
+def value_and_grads(
+    x, segment_ids, cotangent, weight=1.0, *, window, form, cuts=()
+):
     """Output, final state and gradients, computed in one call or several."""
 
     def loss(x):
@@ -118,58 +120,45 @@ def value_and_grads(x, segment_ids, cotangent, *, window, form, cuts=()):
             )
             ys.append(y)
         y = jnp.concatenate(ys, axis=1)
-        return jnp.sum(y * cotangent) + state_loss(state), (y, state)
+        loss = jnp.sum(y * cotangent) + weight * state_loss(state)
+        return loss, (y, state)
 
     grads, (y, state) = jax.grad(loss, has_aux=True)(x)
     return y, state, grads
 
 
 @functools.cache
-def reference(window):
+def reference(window, weight=1.0):
     """The parallel form in float64, whole."""
     with jax.enable_x64(True):
-        result = value_and_grads(*make(), window=window, form="parallel")
+        result = value_and_grads(
+            *make(), weight, window=window, form="parallel"
+        )
     return jax.tree.map(np.asarray, result)
 
 
 @pytest.mark.parametrize("window", [None, 9])
 def test_parallel_equals_oracle(window):
-    y, _, grads = reference(window)
-    x, segment_ids, cotangent = make(np.float32)
+    y, _, grads = reference(window, 0.0)
     with jax.enable_x64(True):
-        x, segment_ids, cotangent = make()
-        assert relative(y, oracle(x, segment_ids, window=window)) < 1e-13
-        # One direction of all inputs at once, by finite differences; gates of
-        # -inf stay, and the loss is the output's alone.
-        rng = np.random.default_rng(1)
-        move = {n: rng.normal(size=a.shape) for n, a in x.items()}
-        sides = []
-        for sign in (1, -1):
-            moved = {n: x[n] + sign * 1e-6 * move[n] for n in x}
-            out = oracle(moved, segment_ids, window=window)
-            sides.append(np.sum(out * np.asarray(cotangent)))
-        expected = (sides[0] - sides[1]) / 2e-6
-        actual = jax.jvp(
-            lambda x: jnp.sum(
-                call(x, 0, T, segment_ids, window=window, form="parallel")[0]
-                * cotangent
-            ),
-            (x,),
-            (jax.tree.map(jnp.asarray, move),),
-        )[1]
+        x, segment_ids, cotangent = jax.tree.map(np.asarray, make())
+    assert relative(y, oracle(x, segment_ids, window=window)) < 1e-13
+    # Gradients in one direction of all inputs at once; gates of -inf stay.
+    rng = np.random.default_rng(1)
+    move = {n: rng.normal(size=a.shape) for n, a in x.items()}
+    f = functools.partial(oracle, segment_ids=segment_ids, window=window)
+    expected = directional(f, x, move, cotangent)
+    actual = sum(np.sum(grads[n] * move[n]) for n in x)
     assert abs(actual - expected) < 1e-6 * abs(expected)
-    assert all(np.isfinite(g).all() for g in grads.values())
 
 
 @pytest.mark.parametrize(
     ("form", "window", "cuts"),
     [
-        ("chunk", None, ()),
-        ("chunk", 9, (1, 30)),
         ("chunk", None, (23,)),
+        ("chunk", 9, ()),
         ("recurrent", 9, ()),
-        ("recurrent", None, (23,)),
-        ("parallel", 9, (40, 41)),
+        ("parallel", None, (T - 1,)),
     ],
 )
 def test_forms_and_cuts_agree(form, window, cuts):
@@ -185,27 +174,42 @@ def test_forms_and_cuts_agree(form, window, cuts):
         np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-11)
 
 
-def test_chunk_in_float32_with_hard_gates():
-    y, _, grads = reference(None)
-    y2, _, grads2 = value_and_grads(
-        *make(np.float32), window=None, form="chunk", cuts=(23,)
-    )
+@pytest.fixture(scope="module")
+def exact():
+    """Compiled gradients of a loss on chosen outputs of the chunk form."""
+
+    @jax.jit
+    def run(x, segment_ids, cotangent):
+        def loss(x):
+            y, _ = call(x, 0, T, segment_ids, chunk_size=16)
+            return jnp.sum(y * cotangent), y
+
+        grads, y = jax.grad(loss, has_aux=True)(x)
+        return y, grads
+
+    return run
+
+
+def test_chunk_in_float32_with_hard_gates(exact):
+    y, _, grads = reference(None, 0.0)
+    x, segment_ids, cotangent = make(np.float32)
+    y2, grads2 = exact(x, segment_ids, cotangent)
     assert y2.dtype == jnp.float32
     assert relative(y2, y) < 1e-6
     for name in grads:
         assert relative(grads2[name], grads[name]) < 2e-6, name
     # Gates of -inf do not move, padding has no gradient at all.
-    x, segment_ids, _ = make(np.float32)
     gates = np.asarray(grads2["log_decay"])
     assert not gates[np.isneginf(np.asarray(x["log_decay"]))].any()
+    padding = np.asarray(segment_ids) < 0
     for name in ("q", "k", "v", "log_decay"):
-        assert not np.asarray(grads2[name])[np.asarray(segment_ids) < 0].any()
-    assert not np.asarray(y2)[np.asarray(segment_ids) < 0].any()
+        assert not np.asarray(grads2[name])[padding].any()
+    assert not np.asarray(y2)[padding].any()
 
 
-@pytest.mark.parametrize("window", [None, 9, 1])
+@pytest.mark.parametrize("window", [None, 9])
 def test_decoding_token_by_token(window):
-    x, segment_ids, _ = make(np.float32, gate=window != 1)
+    x, segment_ids, _ = make(np.float32)
     state = ops.attention_cache(
         B,
         T,
@@ -213,7 +217,7 @@ def test_decoding_token_by_token(window):
         K,
         V,
         window=window,
-        gate_heads=H if "log_decay" in x else None,
+        gate_heads=H,
     )
 
     def step(state, t):
@@ -238,26 +242,11 @@ def test_decoding_token_by_token(window):
     )
     expected = oracle(x, segment_ids, window=window)
     assert relative(jnp.moveaxis(y, 0, 1), expected) < 1e-6
-    whole = call(x, 0, T, segment_ids, window=window, form="parallel")[1]
+    whole = reference(window)[1]
     for a, b in zip(state[:5], whole[:5], strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, b.astype(a.dtype))
+    np.testing.assert_allclose(state.log_decay, whole.log_decay, rtol=1e-6)
     assert state.k.shape[1] == (T if window is None else window - 1)
-
-
-@pytest.fixture(scope="module")
-def exact():
-    """Compiled gradients of a loss on chosen outputs of the chunk form."""
-
-    @jax.jit
-    def run(x, segment_ids, cotangent):
-        def loss(x):
-            y, _ = call(x, 0, T, segment_ids, chunk_size=16)
-            return jnp.sum(y * cotangent), y
-
-        grads, y = jax.grad(loss, has_aux=True)(x)
-        return y, grads
-
-    return run
 
 
 def test_neighbouring_documents_do_not_touch(exact):
@@ -285,8 +274,10 @@ def test_the_future_does_not_touch_the_past(exact):
     t = 37
     cotangent = cotangent.at[:, t:].set(0)
     noise = make(np.float32, seed=5)[0]
-    other = {n: a.at[:, t:].set(noise[n][:, t:]) for n, a in x.items()}
-    other["sink"] = x["sink"]
+    other = {
+        n: a if n == "sink" else a.at[:, t:].set(noise[n][:, t:])
+        for n, a in x.items()
+    }
     y, grads = exact(x, segment_ids, cotangent)
     y2, grads2 = exact(other, segment_ids, cotangent)
     np.testing.assert_array_equal(y[:, :t], y2[:, :t])
@@ -296,26 +287,40 @@ def test_the_future_does_not_touch_the_past(exact):
         assert not np.asarray(grads2[name][:, t:]).any()
 
 
+def directional(f, x, move, cotangent):
+    """Derivative of sum(cotangent * f) along `move`, by differences."""
+    up, down = (
+        f({n: np.asarray(x[n], np.float64) + h * move[n] for n in x})
+        for h in (1e-6, -1e-6)
+    )
+    return np.sum((up - down) * np.asarray(cotangent)) / 2e-6
+
+
 def test_bidirectional():
     x, segment_ids, cotangent = make(np.float32, gate=False)
-    expected = oracle(x, segment_ids, causal=False)
-    grads = []
-    for form in ("chunk", "parallel"):
 
-        def loss(x, form=form):
-            y, state = call(x, 0, T, segment_ids, causal=False, form=form)
+    @jax.jit
+    def run(x):
+        def loss(x):
+            y, state = call(x, 0, T, segment_ids, causal=False, form="chunk")
             assert state is None
             return jnp.sum(y * cotangent), y
 
-        grad, y = jax.jit(jax.grad(loss, has_aux=True))(x)
-        assert relative(y, expected) < 1e-6
-        grads.append(grad)
-    for name in x:
-        assert relative(grads[0][name], grads[1][name]) < 2e-6
+        return jax.grad(loss, has_aux=True)(x)
+
+    f = functools.partial(
+        oracle, segment_ids=np.asarray(segment_ids), causal=False
+    )
+    grads, y = run(x)
+    assert relative(y, f(x)) < 1e-6
+    # The gradient's own direction: no cancellation in the sum.
+    move = {n: np.asarray(g, np.float64) for n, g in grads.items()}
+    expected = directional(f, x, move, cotangent)
+    actual = sum(np.sum(m**2) for m in move.values())
+    assert abs(actual - expected) < 1e-5 * expected
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_shard_map_over_the_batch(check_vma):
+def test_shard_map_over_the_batch():
     rng = np.random.default_rng(0)
     q, k, v = (
         jnp.asarray(rng.normal(size=(4, 40, 2, 4)), jnp.float32)
@@ -330,31 +335,26 @@ def test_shard_map_over_the_batch(check_vma):
     def local(q, k, v, gate, sink):
         return attend(q, k, v, log_decay=gate, sink=sink, chunk_size=16)[0]
 
-    shard = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(P("data"), P("data"), P("data"), P("data"), P()),
-        out_specs=P("data"),
-        check_vma=check_vma,
-    )
-
     def grads(f):
-        return jax.jit(
-            jax.value_and_grad(
-                lambda *x: jnp.sum(jnp.sin(f(*x))), argnums=(0, 1, 2, 3, 4)
-            )
-        )(q, k, v, gate, sink)
+        loss = lambda *x: jnp.sum(jnp.sin(f(*x)))  # noqa: E731
+        both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)))
+        return jax.tree.leaves(both(q, k, v, gate, sink))
 
-    for a, b in zip(
-        jax.tree.leaves(grads(shard)),
-        jax.tree.leaves(grads(local)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+    expected = grads(local)
+    for check_vma in (True, False):
+        shard = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(P("data"), P("data"), P("data"), P("data"), P()),
+            out_specs=P("data"),
+            check_vma=check_vma,
+        )
+        for a, b in zip(grads(shard), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
 def test_vmap_and_remat():
-    x, segment_ids, _ = make(np.float32)
+    x, segment_ids, _ = make(np.float32, gate=False)
     shifted = jnp.stack([segment_ids, jnp.maximum(segment_ids, 0)])
 
     def loss(q, ids):
@@ -369,15 +369,21 @@ def test_vmap_and_remat():
 
 
 def test_second_order_of_parallel():
-    x, segment_ids, _ = make(np.float32)
+    x, segment_ids, _ = make(np.float32, gate=False)
     x = {n: a if n == "sink" else a[:1, :9] for n, a in x.items()}
 
     def loss(k):
         y, _ = call(x | {"k": k}, 0, 9, segment_ids[2:, :9], form="parallel")
         return jnp.sum(jnp.sin(y))
 
-    hessian = jax.jvp(jax.grad(loss), (x["k"],), (jnp.ones_like(x["k"]),))[1]
-    assert np.isfinite(hessian).all() and np.any(hessian)
+    @jax.jit
+    def curvature(k):
+        return jax.jvp(jax.grad(loss), (k,), (jnp.ones_like(k),))[1]
+
+    slope = jax.jit(jax.grad(loss))
+    h = 1e-2
+    expected = (slope(x["k"] + h) - slope(x["k"] - h)) / (2 * h)
+    assert relative(curvature(x["k"]), expected) < 1e-3
 
 
 def test_memory_is_linear_in_length():
@@ -391,39 +397,48 @@ def test_memory_is_linear_in_length():
 
 
 def test_cache_continues_documents_and_forgets_them():
+    run = jax.jit(attend)
     k = jnp.arange(3.0).reshape(1, 3, 1, 1)
     ids = jnp.asarray([[4, 4, 7]], jnp.int32)
     state = ops.attention_cache(1, 8, 1, 1)
-    _, state = attend(k, k, k, initial_state=state, segment_ids=ids)
+    _, state = run(k, k, k, initial_state=state, segment_ids=ids)
     np.testing.assert_array_equal(state.segment[0, :4], [4, 4, 7, -1])
     np.testing.assert_array_equal(state.position[0, :4], [0, 1, 2, -1])
     assert state.length[0] == 3
-    one = jnp.ones((1, 1, 1, 1))
+    q, one = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))
     # No ids: document 7 goes on, and holds the value 2 besides this one.
-    y, after = attend(0 * one, one, one, initial_state=state)
+    y, after = run(q, one, one, initial_state=state)
     assert y.item() == pytest.approx(1.5)
     assert after.segment[0, 3] == 7
     # Another id starts afresh, even one that was there before 7.
     for other in (4, 9):
         ids = jnp.full((1, 1), other, jnp.int32)
-        y, after = attend(
-            0 * one, one, one, initial_state=state, segment_ids=ids
-        )
+        y, after = run(q, one, one, initial_state=state, segment_ids=ids)
         assert y.item() == 1
-        y, _ = attend(0 * one, 3 * one, 3 * one, initial_state=after)
+        y, _ = run(q, 3 * one, 3 * one, initial_state=after)
         assert y.item() == pytest.approx(2)
 
 
 def test_dtypes():
     x, segment_ids, _ = make(np.float32)
     half = {n: a.astype(jnp.bfloat16) for n, a in x.items()}
-    expected = oracle(half, segment_ids)
-    y, state = call(half, 0, T, segment_ids, form="chunk")
-    assert y.dtype == state.k.dtype == jnp.bfloat16
-    assert state.log_decay.dtype == jnp.float32
-    assert relative(y, expected) < 4e-3
-    state = call(half, 0, T, segment_ids, state_dtype=jnp.float32)[1]
-    assert state.k.dtype == state.v.dtype == jnp.float32
+
+    @jax.jit
+    def run(x):
+        return call(x, 0, T, segment_ids, form="chunk")[0]
+
+    y = run(half)
+    assert y.dtype == jnp.bfloat16
+    assert relative(y, oracle(half, segment_ids)) < 4e-3
+    for state_dtype, expected in ((None, "bfloat16"), ("float32", "float32")):
+        _, state = jax.eval_shape(
+            lambda x, dtype=state_dtype: call(
+                x, 0, T, segment_ids, state_dtype=dtype
+            ),
+            half,
+        )
+        assert state.k.dtype == state.v.dtype == expected
+        assert state.log_decay.dtype == jnp.float32
 
 
 Q = np.zeros((2, 3, 4, 5), np.float32)
@@ -463,7 +478,7 @@ IDS = np.zeros((2, 3), np.int32)
             },
             "gate_heads",
         ),
-        ({"v": Q.astype(np.int32)}, "v must be one of"),
+        ({"v": Q[:, :, :2].astype(np.int32)}, "v must be one of"),
         ({"state_dtype": np.int32}, "state_dtype must be one of"),
     ],
 )

@@ -85,5 +85,3 @@ def test_shipped_configs_are_valid():
         text = runpy.run_path(str(path))["__doc__"]
         for word in ("python -m experiments.train", "core", "bits/byte"):
             assert word in text, f"{path}: the docstring does not say {word!r}"
-
-

@@ -3,7 +3,8 @@
 import pytest
 
 from seqjax.training import flags
-from tests.training.flag_cases import Inner, Outer
+from tests.training.flag_cases import Inner
+from tests.training.flag_cases import Outer
 
 
 def test_overrides_are_typed():

@@ -114,7 +114,6 @@ def test_jobs():
     with pytest.raises(ZeroDivisionError):
         background.Job(lambda: 1 // 0).wait(lambda: False)
 
-
     release, told = threading.Event(), []
     job = background.Job(release.wait)
     with pytest.raises(background.PreemptedError):
@@ -139,9 +138,7 @@ def test_evaluation_weighs_tokens():
     with pytest.raises(flags.ConfigError, match="validation_fraction"):
         evaluation.evaluate(eval_step, None, [], lambda b: b, lambda: False)
     with pytest.raises(background.PreemptedError):
-        evaluation.evaluate(
-            eval_step, None, batches, lambda b: b, lambda: True
-        )
+        evaluation.evaluate(eval_step, None, batches, lambda b: b, lambda: True)
 
 
 def test_progress_lines(monkeypatch):

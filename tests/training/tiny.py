@@ -1,6 +1,7 @@
 """A config file of a run that takes seconds; the text is given by the test."""
 
-from seqjax import data, models
+from seqjax import data
+from seqjax import models
 from seqjax.training import config as config_lib
 from seqjax.training import optimizer
 
@@ -17,9 +18,7 @@ def get_config() -> config_lib.TrainConfig:
             batch_size=8,
             validation_fraction=0.05,
         ),
-        optimizer=optimizer.OptimizerConfig(
-            learning_rate=1e-2, warmup_steps=3
-        ),
+        optimizer=optimizer.OptimizerConfig(learning_rate=1e-2, warmup_steps=3),
         checkpoint=config_lib.CheckpointConfig(every=3, keep=2),
         steps=12,
         eval_every=5,

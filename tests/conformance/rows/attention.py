@@ -12,7 +12,7 @@ from tests.conformance import spec
 from tests.conformance.rows import common
 from tests.oracles import attention
 
-CAPACITY = 280  # the longest row and what is cached before it
+SLOTS = 152  # the board and what is cached before it
 
 
 def attention_inputs(rng, B, T, H=4, Hk=2, K=6, V=5):
@@ -23,7 +23,7 @@ def attention_inputs(rng, B, T, H=4, Hk=2, K=6, V=5):
     }
 
 
-def attention_state(rng, B, *, slots=CAPACITY, gate=False):
+def attention_state(rng, B, *, slots=SLOTS, gate=False):
     """A cache after 0 to 20 tokens; number r of a row lies in slot r mod S."""
     length = np.arange(B) * 20 // max(B - 1, 1)
     position = np.full((B, slots), -1, np.int32)
@@ -48,7 +48,7 @@ def attention_state(rng, B, *, slots=CAPACITY, gate=False):
     )
 
 
-def empty_attention_state(B, *, slots=CAPACITY, gate=False):
+def empty_attention_state(B, *, slots=SLOTS, gate=False):
     state = attention_state(np.random.default_rng(0), B, slots=slots, gate=gate)
     zeros = jax.tree.map(np.zeros_like, state)
     empty = np.full((B, slots), -1, np.int32)
@@ -72,7 +72,8 @@ def cached(state):
     if state.log_decay is None:
         return leaves
     # the decay itself: a gate of -inf makes the sum -inf
-    decay = jnp.exp(state.log_decay + state.log_decay_low)
+    low = jax.lax.stop_gradient(state.log_decay_low)
+    decay = jnp.exp(state.log_decay + low)
     return (*leaves, take(decay))
 
 
@@ -112,10 +113,12 @@ ATTENTION_FAULTS = {
 ATTENTION = spec.Operator(
     name="softmax_attention",
     function="softmax_attention",
+    lengths=spec.LENGTHS[:-1],  # the row with a window has the longest
     make_inputs=attention_inputs,
     oracle=attention.softmax_attention,
     make_state=attention_state,
     empty_state=empty_attention_state,
+    table_lengths=(),
     sharded=False,
     compared=cached,
     resumable=False,
@@ -137,8 +140,9 @@ WINDOW = spec.Operator(
     make_state=functools.partial(attention_state, slots=7),
     empty_state=functools.partial(empty_attention_state, slots=7),
     parameters=("sink",),
-    lengths=(1, 2, 65, 127, 130),
+    lengths=(1, 2, 65, 127, 130, 257),
     chunk_sizes=(16, 64),
+    table_lengths=(),
     sharded=False,
     compared=cached,
     resumable=False,
@@ -163,10 +167,13 @@ FORGET = spec.Operator(
         | {"log_decay": common.f32(-np.exp(rng.normal(size=(B, T, 4)) - 2))}
     ),
     oracle=attention.softmax_attention,
-    make_state=functools.partial(attention_state, gate=True),
-    empty_state=functools.partial(empty_attention_state, gate=True),
+    make_state=functools.partial(attention_state, slots=SLOTS, gate=True),
+    empty_state=functools.partial(
+        empty_attention_state, slots=SLOTS, gate=True
+    ),
     lengths=(1, 2, 65, 127, 130),
     chunk_sizes=(16, 64),
+    table_lengths=(),
     sharded=False,
     compared=cached,
     resumable=False,
