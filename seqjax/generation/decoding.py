@@ -9,6 +9,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+from jax import core
 import jax.numpy as jnp
 import numpy as np
 
@@ -56,7 +57,7 @@ def prefill(
       ValueError: wrong shapes, a row without a real token, or more tokens
         than the cache has room for.
     """
-    if segment_ids is not None and not isinstance(segment_ids, jax.core.Tracer):
+    if segment_ids is not None and not isinstance(segment_ids, core.Tracer):
         real = np.any(np.asarray(segment_ids) >= 0, axis=1)
         if not real.all():
             raise ValueError(
@@ -163,7 +164,7 @@ def _check_room(
         return
     used = 0
     written = model.written(cache)
-    if written is not None and not isinstance(written, jax.core.Tracer):
+    if written is not None and not isinstance(written, core.Tracer):
         used = int(np.max(np.asarray(written)))
     if used + count > capacity:
         raise ValueError(

@@ -101,6 +101,11 @@ class Sampler:
         """
         if self.greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        if keys is None:
+            raise ValueError(
+                f"keys must be one random key a row at temperature "
+                f"{self.temperature}, got None"
+            )
         draw = jax.vmap(jax.random.categorical)
         return draw(keys, self.mask(logits)).astype(jnp.int32)
 

@@ -14,6 +14,7 @@ from seqjax.layers.norms import RMSNorm as RMSNorm
 from seqjax.layers.retnet import RetNet as RetNet
 from seqjax.layers.retnet import RetNetState as RetNetState
 from seqjax.layers.rotary import rotate as rotate
+from seqjax.layers.short_convolution import ShortConvolution as ShortConvolution
 from seqjax.layers.simple_gla import SimpleGLA as SimpleGLA
 from seqjax.layers.simple_gla import SimpleGLAState as SimpleGLAState
 from seqjax.layers.swiglu import SwiGLU as SwiGLU

@@ -71,7 +71,7 @@ class Attention(nn.Module):
         state: ops.AttentionState | None = None,
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
-    ) -> tuple[jax.Array, ops.AttentionState]:
+    ) -> tuple[jax.Array, ops.AttentionState | None]:
         """Mixes tokens.
 
         Args:

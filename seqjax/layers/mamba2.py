@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from seqjax import ops
 from seqjax.layers import initializers
 from seqjax.layers import norms
+from seqjax.layers import short_convolution
 
 
 class Mamba2State(NamedTuple):
@@ -97,8 +98,20 @@ class Mamba2(nn.Module):
             name="in",
         )(x)
         z, xbc = jnp.split(zxbc, [inner], axis=-1)
-        dt = self._time_step(x, uniform)
-        xbc, conv = self._convolve(xbc, state, segment_ids)
+        dt = nn.Dense(
+            self.heads,
+            dtype=norms.wide(self.dtype),
+            kernel_init=uniform,
+            bias_init=initializers.inverse_softplus_step(),
+            name="dt",
+        )(x)
+        dt = jax.nn.softplus(dt)
+        convolve = short_convolution.ShortConvolution(
+            self.conv_width, True, self.axis_name, name="conv"
+        )
+        xbc, conv = convolve(
+            xbc, None if state is None else state.conv, segment_ids
+        )
         u, B, C = jnp.split(xbc, [inner, inner + shared], axis=-1)
         A_log = self.param(
             "A_log",
@@ -132,38 +145,3 @@ class Mamba2(nn.Module):
             name="out",
         )(y)
         return y, Mamba2State(conv, memory)
-
-    def _time_step(
-        self, x: jax.Array, kernel_init: nn.initializers.Initializer
-    ) -> jax.Array:
-        """dt [B, T, H] > 0."""
-        wide = norms.wide(self.dtype)
-        dt = nn.Dense(
-            self.heads,
-            dtype=wide,
-            kernel_init=kernel_init,
-            bias_init=initializers.inverse_softplus_step(),
-            name="dt",
-        )(x)
-        return jax.nn.softplus(dt)
-
-    def _convolve(
-        self,
-        xbc: jax.Array,
-        state: Mamba2State | None,
-        segment_ids: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array]:
-        init = initializers.fan_in_uniform(self.conv_width)
-        shape = (self.conv_width, xbc.shape[-1])
-        wide = norms.wide(self.dtype)
-        return ops.short_convolution(
-            xbc,
-            self.param("conv", init, shape, jnp.float32).astype(wide),
-            bias=self.param("conv_bias", init, shape[1:], jnp.float32).astype(
-                wide
-            ),
-            activation="silu",
-            initial_state=None if state is None else state.conv,
-            segment_ids=segment_ids,
-            axis_name=self.axis_name,
-        )

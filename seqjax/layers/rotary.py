@@ -36,7 +36,7 @@ def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
 def positions_or_default(
     positions: jax.Array | None,
     segment_ids: jax.Array | None,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     *,
     continued: bool,
 ) -> jax.Array:

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import ops
-from seqjax.layers import initializers
 from seqjax.layers import norms
 from seqjax.layers import projections
+from seqjax.layers import short_convolution
 
 
 class SimpleGLAState(NamedTuple):
@@ -85,19 +85,11 @@ class SimpleGLA(nn.Module):
         qkv = nn.Dense(
             3 * heads * dim, use_bias=False, dtype=self.dtype, name="qkv"
         )(x)
-        weight = self.param(
-            "conv",
-            initializers.fan_in_uniform(self.conv_width),
-            (self.conv_width, 3 * heads * dim),
-            jnp.float32,
+        convolve = short_convolution.ShortConvolution(
+            self.conv_width, axis_name=self.axis_name, name="conv"
         )
-        qkv, conv = ops.short_convolution(
-            qkv,
-            weight.astype(norms.wide(self.dtype)),
-            activation="silu",
-            initial_state=None if state is None else state.conv,
-            segment_ids=segment_ids,
-            axis_name=self.axis_name,
+        qkv, conv = convolve(
+            qkv, None if state is None else state.conv, segment_ids
         )
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, heads, dim), 2, 0)
         gate = nn.Dense(heads, dtype=norms.wide(self.dtype), name="decay")(x)

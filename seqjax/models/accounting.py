@@ -10,7 +10,7 @@ from seqjax.models import config as config_lib
 from seqjax.models import language_model
 from seqjax.models import mixers
 
-_DECAYED = ("kernel", "embedding", "unembedding", "conv")
+_DECAYED = ("kernel", "embedding", "unembedding", "weight")
 
 
 def abstract_parameters(config: config_lib.LanguageModelConfig) -> Any:
@@ -64,7 +64,7 @@ def flops_per_token(
         [
             leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-            if path[-1].key in ("kernel", "conv")
+            if path[-1].key in ("kernel", "weight")
         ]
     )
     matrices += config.vocab_size * config.width

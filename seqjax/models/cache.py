@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 def enter(
     cache: ModelCache | None,
     segment_ids: jax.Array | None,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
 ) -> Entry:
     """Positions and document changes of a call.
 

@@ -135,7 +135,7 @@ class LanguageModelConfig:
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("output_gate", self.output_gate, attention.OUTPUT_GATES)
         _check_choice("slopes", self.slopes, slopes_lib.SLOPES)
-        if self.dtype == "float64" and not jax.config.jax_enable_x64:
+        if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ValueError(
                 'dtype="float64" needs jax_enable_x64; turn it on '
                 '(JAX_ENABLE_X64=1) or use "float32" or "bfloat16"'

@@ -139,7 +139,7 @@ class LanguageModel(nn.Module):
             Repeat,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),  # pyright: ignore
             length=config.repeats,
         )(config)
         self.final_norm = layers.RMSNorm(config.norm_eps)

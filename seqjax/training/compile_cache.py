@@ -28,7 +28,9 @@ def enable(
     if setting == "off":
         return None
     named = (
-        jax.config.jax_compilation_cache_dir if setting == "auto" else (setting)
+        jax.config.values["jax_compilation_cache_dir"]
+        if setting == "auto"
+        else (setting)
     )
     own = None if named else pathlib.Path(workdir) / "compile_cache"
     if own is not None:

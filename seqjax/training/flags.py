@@ -265,7 +265,7 @@ def parser(kind: type) -> Callable[[Sequence[str]], Any]:
             for name in ("config", "workdir"):
                 if not flags.FLAGS[name].value:
                     raise ConfigError(f"--{name}=... is required")
-            config = load_config(flags.FLAGS["config"].value, kind)
+            config = load_config(str(flags.FLAGS["config"].value), kind)
             check_types(config)
             for path, text in overrides:
                 override(config, path, text)

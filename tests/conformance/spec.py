@@ -85,6 +85,8 @@ class Operator:
         hard: (rng, inputs) -> {label: inputs of the same shapes}.
         compared: operator's final state -> leaves that the oracle's state
             equals; JAX code, differentiable.
+        rounding_leaves: differentiable leaves of the state that only mend the
+            rounding of another, so that their gradient means nothing.
         resumable: whether gradients chain through the raw state (`compared`
             is the identity).
         golden: golden files.
@@ -117,6 +119,7 @@ class Operator:
     replicated: Callable[..., Arrays] | None = None
     hard: Callable[..., dict[str, Arrays]] = lambda rng, inputs: {}
     compared: Callable[[Any], Any] = lambda state: state
+    rounding_leaves: tuple[int, ...] = ()
     resumable: bool = True
     golden: tuple[Golden, ...] = ()
     faults: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
@@ -160,7 +163,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What a call gave, as numpy arrays; without gradients the dicts are {}."""
+    """What a call gave, as numpy arrays; what is not known is left empty."""
 
     y: np.ndarray
     state: tuple[np.ndarray, ...]
@@ -197,8 +200,10 @@ def expect(operator: Operator, problem: Problem, gradients=True) -> Result:
     if not gradients:
         return Result(out[0], out[1])
     kept = float_leaves(problem.state)
-    state_grads = tuple(g for g, k in zip(out[3], kept, strict=True) if k)
-    return Result(out[0], out[1], None, out[2], state_grads)
+    state_grads = [g for g, k in zip(out[3], kept, strict=True) if k]
+    for leaf in operator.rounding_leaves if state_grads else ():
+        state_grads[leaf] = None
+    return Result(out[0], out[1], None, out[2], tuple(state_grads))
 
 
 def loss(result: Result, problem: Problem) -> float:

@@ -81,7 +81,7 @@ def _lightning(p, x):
 
 
 def _simple_gla(p, x):
-    qkv = _conv(x @ p["qkv"]["kernel"], p["conv"])
+    qkv = _conv(x @ p["qkv"]["kernel"], p["conv"]["weight"])
     q, k, v = (part.reshape(B, T, H, K) for part in np.split(qkv, 3, -1))
     gate = x @ p["decay"]["kernel"] + p["decay"]["bias"]
     o = _recur(q, k, v, np.log(_sigmoid(gate)) / 16, K**-0.5)
@@ -93,7 +93,7 @@ def _mamba2(p, x):
     inner, shared = 4 * 4, 2 * 3
     zxbc = x @ p["in"]["kernel"]
     z, xbc = zxbc[..., :inner], zxbc[..., inner:]
-    xbc = _conv(xbc, p["conv"], p["conv_bias"])
+    xbc = _conv(xbc, p["conv"]["weight"], p["conv"]["bias"])
     u = xbc[..., :inner].reshape(B, T, 4, 4)
     b = xbc[..., inner : inner + shared].reshape(B, T, 2, 3).repeat(2, 2)
     c = xbc[..., inner + shared :].reshape(B, T, 2, 3).repeat(2, 2)

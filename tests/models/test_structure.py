@@ -212,7 +212,7 @@ def test_accounting():
     matrices = sum(
         leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
-        if path[-1].key in ("kernel", "conv")
+        if path[-1].key in ("kernel", "weight")
     )
     # A query of T = 9 sees 5 tokens on average: 4 * 16 * 5 FLOPs.
     mixing = 2 * (5 * 128 + 4 * 16 * 5 + 5 * 128)
@@ -226,9 +226,9 @@ def test_weight_decay_spares_scales_biases_and_decays():
     tree = mask["params"]
     assert tree["embedding"] and not tree["final_norm"]["scale"]
     mamba = tree["layers"]["layer_1"]["mixer"]
-    assert mamba["in"]["kernel"] and mamba["conv"]
+    assert mamba["in"]["kernel"] and mamba["conv"]["weight"]
     assert not any(
-        (mamba["A_log"], mamba["D"], mamba["dt"]["bias"], mamba["conv_bias"])
+        (mamba["A_log"], mamba["D"], mamba["dt"]["bias"], mamba["conv"]["bias"])
     )
 
 

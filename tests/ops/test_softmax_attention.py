@@ -8,145 +8,26 @@ import numpy as np
 import pytest
 
 from seqjax import ops
+from tests.ops import attention_cases as cases
 
 attend = ops.softmax_attention
 P = jax.sharding.PartitionSpec
-
-B, T, H, HK, K, V = 3, 70, 4, 2, 6, 5
-
-
-def relative(a, b):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-6 * b.size**0.5)
-
-
-def make(dtype=np.float64, *, gate=True, seed=0):
-    """Inputs with hard gates, and packed ids with padding in many places."""
-    rng = np.random.default_rng(seed)
-    x = {
-        "q": rng.normal(size=(B, T, H, K)),
-        "k": rng.normal(size=(B, T, HK, K)),
-        "v": rng.normal(size=(B, T, HK, V)),
-        "sink": rng.normal(size=H),
-    }
-    if gate:
-        g = -np.exp(rng.normal(size=(B, T, H)) - 2)
-        g[rng.random(g.shape) < 0.1] = -1e4
-        g[rng.random(g.shape) < 0.05] = -np.inf
-        x["log_decay"] = g
-    segment_ids = np.sort(rng.integers(0, 4, (B, T)), axis=1).astype(np.int32)
-    segment_ids[rng.random((B, T)) < 0.2] = -1
-    segment_ids[0, :5] = -1
-    segment_ids[1, 40:] = -1
-    cotangent = rng.normal(size=(B, T, H, V))
-    x = {name: jnp.asarray(a, dtype) for name, a in x.items()}
-    return x, jnp.asarray(segment_ids), jnp.asarray(cotangent, dtype)
-
-
-def oracle(x, segment_ids, *, window=None, causal=True):
-    """One query at a time, in float64."""
-    x = {name: np.asarray(a, np.float64) for name, a in x.items()}
-    y = np.zeros((*x["q"].shape[:3], x["v"].shape[-1]))
-    batch, length, heads, width = x["q"].shape
-    share = heads // x["k"].shape[2]
-    for b, i, h in np.ndindex(batch, length, heads):
-        ids = segment_ids[b]
-        if ids[i] < 0:
-            continue
-        seen = [
-            j for j in range(i + 1 if causal else length) if ids[j] == ids[i]
-        ]
-        seen = seen[-window:] if window else seen
-        logits = x["k"][b, seen, h // share] @ x["q"][b, i, h] * width**-0.5
-        if "log_decay" in x:
-            real = np.where(ids >= 0, x["log_decay"][b, :, h], 0)
-            logits += [np.sum(real[j + 1 : i + 1]) for j in seen]
-        sink = [x["sink"][h]] if "sink" in x else []
-        top = max([*logits, *sink])
-        p = np.exp(logits - top)
-        below = p.sum() + np.exp(np.array(sink) - top).sum()
-        y[b, i, h] = p @ x["v"][b, seen, h // share] / below
-    return y
-
-
-def call(x, start, stop, segment_ids, **options):
-    """Attention of tokens start .. stop."""
-    part = {
-        name: a if name == "sink" else a[:, start:stop] for name, a in x.items()
-    }
-    q, k, v = (part.pop(name) for name in ("q", "k", "v"))
-    ids = None if segment_ids is None else segment_ids[:, start:stop]
-    return attend(q, k, v, segment_ids=ids, **part, **options)
-
-
-def state_loss(state):
-    """Some of everything a final state holds."""
-    loss = jnp.sum(jnp.sin(state.k)) + jnp.sum(jnp.cos(state.v))
-    if state.log_decay is not None:
-        decay = jnp.maximum(state.log_decay, -5)
-        loss += jnp.sum(
-            decay * jnp.cos(jnp.arange(decay.size)).reshape(decay.shape)
-        )
-    return loss
-
-
-@functools.partial(jax.jit, static_argnames=("window", "form", "cuts"))
-def value_and_grads(
-    x, segment_ids, cotangent, weight=1.0, *, window, form, cuts=()
-):
-    """Output, final state and gradients, computed in one call or several."""
-
-    def loss(x):
-        options = {"window": window, "form": form}
-        if form == "chunk":
-            options["chunk_size"] = 16
-        state, ys = None, []
-        if cuts:
-            gate = "log_decay" in x
-            state = ops.attention_cache(
-                B,
-                T,
-                HK,
-                K,
-                V,
-                window=window,
-                dtype=x["v"].dtype,
-                gate_heads=H if gate else None,
-            )
-        edges = (0, *cuts, T)
-        for start, stop in zip(edges, edges[1:], strict=False):
-            y, state = call(
-                x, start, stop, segment_ids, initial_state=state, **options
-            )
-            ys.append(y)
-        y = jnp.concatenate(ys, axis=1)
-        loss = jnp.sum(y * cotangent) + weight * state_loss(state)
-        return loss, (y, state)
-
-    grads, (y, state) = jax.grad(loss, has_aux=True)(x)
-    return y, state, grads
-
-
-@functools.cache
-def reference(window, weight=1.0):
-    """The parallel form in float64, whole."""
-    with jax.enable_x64(True):
-        result = value_and_grads(
-            *make(), weight, window=window, form="parallel"
-        )
-    return jax.tree.map(np.asarray, result)
+B, T, H = cases.B, cases.T, cases.H
+HK, K, V = cases.HK, cases.K, cases.V
 
 
 @pytest.mark.parametrize("window", [None, 9])
 def test_parallel_equals_oracle(window):
-    y, _, grads = reference(window, 0.0)
+    y, _, grads = cases.reference(window, 0.0)
     with jax.enable_x64(True):
-        x, segment_ids, cotangent = jax.tree.map(np.asarray, make())
-    assert relative(y, oracle(x, segment_ids, window=window)) < 1e-13
+        x, segment_ids, cotangent = jax.tree.map(np.asarray, cases.make())
+    assert (
+        cases.relative(y, cases.oracle(x, segment_ids, window=window)) < 1e-13
+    )
     # Gradients in one direction of all inputs at once; gates of -inf stay.
     rng = np.random.default_rng(1)
     move = {n: rng.normal(size=a.shape) for n, a in x.items()}
-    f = functools.partial(oracle, segment_ids=segment_ids, window=window)
+    f = functools.partial(cases.oracle, segment_ids=segment_ids, window=window)
     expected = directional(f, x, move, cotangent)
     actual = sum(np.sum(grads[n] * move[n]) for n in x)
     assert abs(actual - expected) < 1e-6 * abs(expected)
@@ -162,14 +43,14 @@ def test_parallel_equals_oracle(window):
     ],
 )
 def test_forms_and_cuts_agree(form, window, cuts):
-    y, state, grads = reference(window)
+    y, state, grads = cases.reference(window)
     with jax.enable_x64(True):
-        y2, state2, grads2 = value_and_grads(
-            *make(), window=window, form=form, cuts=cuts
+        y2, state2, grads2 = cases.value_and_grads(
+            *cases.make(), window=window, form=form, cuts=cuts
         )
-    assert relative(y2, y) < 1e-13
+    assert cases.relative(y2, y) < 1e-13
     for name in grads:
-        assert relative(grads2[name], grads[name]) < 1e-12, name
+        assert cases.relative(grads2[name], grads[name]) < 1e-12, name
     for a, b in zip(state2, state, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-11)
 
@@ -181,7 +62,7 @@ def exact():
     @jax.jit
     def run(x, segment_ids, cotangent):
         def loss(x):
-            y, _ = call(x, 0, T, segment_ids, chunk_size=16)
+            y, _ = cases.call(x, 0, T, segment_ids, chunk_size=16)
             return jnp.sum(y * cotangent), y
 
         grads, y = jax.grad(loss, has_aux=True)(x)
@@ -191,13 +72,13 @@ def exact():
 
 
 def test_chunk_in_float32_with_hard_gates(exact):
-    y, _, grads = reference(None, 0.0)
-    x, segment_ids, cotangent = make(np.float32)
+    y, _, grads = cases.reference(None, 0.0)
+    x, segment_ids, cotangent = cases.make(np.float32)
     y2, grads2 = exact(x, segment_ids, cotangent)
     assert y2.dtype == jnp.float32
-    assert relative(y2, y) < 1e-6
+    assert cases.relative(y2, y) < 1e-6
     for name in grads:
-        assert relative(grads2[name], grads[name]) < 2e-6, name
+        assert cases.relative(grads2[name], grads[name]) < 2e-6, name
     # Gates of -inf do not move, padding has no gradient at all.
     gates = np.asarray(grads2["log_decay"])
     assert not gates[np.isneginf(np.asarray(x["log_decay"]))].any()
@@ -209,7 +90,7 @@ def test_chunk_in_float32_with_hard_gates(exact):
 
 @pytest.mark.parametrize("window", [None, 9])
 def test_decoding_token_by_token(window):
-    x, segment_ids, _ = make(np.float32)
+    x, segment_ids, _ = cases.make(np.float32)
     state = ops.attention_cache(
         B,
         T,
@@ -240,9 +121,9 @@ def test_decoding_token_by_token(window):
     state, y = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(T)))(
         state
     )
-    expected = oracle(x, segment_ids, window=window)
-    assert relative(jnp.moveaxis(y, 0, 1), expected) < 1e-6
-    whole = reference(window)[1]
+    expected = cases.oracle(x, segment_ids, window=window)
+    assert cases.relative(jnp.moveaxis(y, 0, 1), expected) < 1e-6
+    whole = cases.reference(window)[1]
     for a, b in zip(state[:5], whole[:5], strict=True):
         np.testing.assert_array_equal(a, b.astype(a.dtype))
     np.testing.assert_allclose(state.log_decay, whole.log_decay, rtol=1e-6)
@@ -250,10 +131,10 @@ def test_decoding_token_by_token(window):
 
 
 def test_neighbouring_documents_do_not_touch(exact):
-    x, segment_ids, cotangent = make(np.float32)
+    x, segment_ids, cotangent = cases.make(np.float32)
     y, grads = exact(x, segment_ids, cotangent)
     mine = np.asarray(segment_ids) == 1
-    noise = make(np.float32, seed=5)[0] | {"sink": x["sink"]}
+    noise = cases.make(np.float32, seed=5)[0] | {"sink": x["sink"]}
     other = {
         n: a
         if n == "sink"
@@ -269,11 +150,11 @@ def test_neighbouring_documents_do_not_touch(exact):
 
 
 def test_the_future_does_not_touch_the_past(exact):
-    x, _, cotangent = make(np.float32)
+    x, _, cotangent = cases.make(np.float32)
     segment_ids = jnp.zeros((B, T), jnp.int32)
     t = 37
     cotangent = cotangent.at[:, t:].set(0)
-    noise = make(np.float32, seed=5)[0]
+    noise = cases.make(np.float32, seed=5)[0]
     other = {
         n: a if n == "sink" else a.at[:, t:].set(noise[n][:, t:])
         for n, a in x.items()
@@ -297,22 +178,24 @@ def directional(f, x, move, cotangent):
 
 
 def test_bidirectional():
-    x, segment_ids, cotangent = make(np.float32, gate=False)
+    x, segment_ids, cotangent = cases.make(np.float32, gate=False)
 
     @jax.jit
     def run(x):
         def loss(x):
-            y, state = call(x, 0, T, segment_ids, causal=False, form="chunk")
+            y, state = cases.call(
+                x, 0, T, segment_ids, causal=False, form="chunk"
+            )
             assert state is None
             return jnp.sum(y * cotangent), y
 
         return jax.grad(loss, has_aux=True)(x)
 
     f = functools.partial(
-        oracle, segment_ids=np.asarray(segment_ids), causal=False
+        cases.oracle, segment_ids=np.asarray(segment_ids), causal=False
     )
     grads, y = run(x)
-    assert relative(y, f(x)) < 1e-6
+    assert cases.relative(y, f(x)) < 1e-6
     # The gradient's own direction: no cancellation in the sum.
     move = {n: np.asarray(g, np.float64) for n, g in grads.items()}
     expected = directional(f, x, move, cotangent)
@@ -354,26 +237,28 @@ def test_shard_map_over_the_batch():
 
 
 def test_vmap_and_remat():
-    x, segment_ids, _ = make(np.float32, gate=False)
+    x, segment_ids, _ = cases.make(np.float32, gate=False)
     shifted = jnp.stack([segment_ids, jnp.maximum(segment_ids, 0)])
 
     def loss(q, ids):
-        y, _ = call(x | {"q": q}, 0, T, ids, chunk_size=32)
+        y, _ = cases.call(x | {"q": q}, 0, T, ids, chunk_size=32)
         return jnp.sum(jnp.sin(y))
 
     q = jnp.stack([x["q"], x["q"] + 1])
     both = jax.jit(jax.vmap(jax.grad(jax.checkpoint(loss))))(q, shifted)
     one = jax.jit(jax.grad(loss))
     for i in range(2):
-        assert relative(both[i], one(q[i], shifted[i])) < 1e-6
+        assert cases.relative(both[i], one(q[i], shifted[i])) < 1e-6
 
 
 def test_second_order_of_parallel():
-    x, segment_ids, _ = make(np.float32, gate=False)
+    x, segment_ids, _ = cases.make(np.float32, gate=False)
     x = {n: a if n == "sink" else a[:1, :9] for n, a in x.items()}
 
     def loss(k):
-        y, _ = call(x | {"k": k}, 0, 9, segment_ids[2:, :9], form="parallel")
+        y, _ = cases.call(
+            x | {"k": k}, 0, 9, segment_ids[2:, :9], form="parallel"
+        )
         return jnp.sum(jnp.sin(y))
 
     @jax.jit
@@ -383,7 +268,7 @@ def test_second_order_of_parallel():
     slope = jax.jit(jax.grad(loss))
     h = 1e-2
     expected = (slope(x["k"] + h) - slope(x["k"] - h)) / (2 * h)
-    assert relative(curvature(x["k"]), expected) < 1e-3
+    assert cases.relative(curvature(x["k"]), expected) < 1e-3
 
 
 def test_memory_is_linear_in_length():
@@ -420,79 +305,22 @@ def test_cache_continues_documents_and_forgets_them():
 
 
 def test_dtypes():
-    x, segment_ids, _ = make(np.float32)
+    x, segment_ids, _ = cases.make(np.float32)
     half = {n: a.astype(jnp.bfloat16) for n, a in x.items()}
 
     @jax.jit
     def run(x):
-        return call(x, 0, T, segment_ids, form="chunk")[0]
+        return cases.call(x, 0, T, segment_ids, form="chunk")[0]
 
     y = run(half)
     assert y.dtype == jnp.bfloat16
-    assert relative(y, oracle(half, segment_ids)) < 4e-3
+    assert cases.relative(y, cases.oracle(half, segment_ids)) < 4e-3
     for state_dtype, expected in ((None, "bfloat16"), ("float32", "float32")):
         _, state = jax.eval_shape(
-            lambda x, dtype=state_dtype: call(
+            lambda x, dtype=state_dtype: cases.call(
                 x, 0, T, segment_ids, state_dtype=dtype
             ),
             half,
         )
         assert state.k.dtype == state.v.dtype == expected
         assert state.log_decay.dtype == jnp.float32
-
-
-Q = np.zeros((2, 3, 4, 5), np.float32)
-IDS = np.zeros((2, 3), np.int32)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"q": Q[0]}, "q must have shape"),
-        ({"q": Q[:, :, :3]}, "multiple"),
-        ({"window": 0}, "window must be an int of at least 1"),
-        ({"causal": 1}, "causal must be True or False"),
-        ({"causal": False, "window": 2}, "window has no meaning"),
-        ({"causal": False, "log_decay": Q[..., 0]}, "log_decay has no meaning"),
-        ({"causal": False, "form": "recurrent"}, "recurrent"),
-        ({"sink": Q[0, 0]}, "sink must have shape"),
-        ({"scale": Q}, "scale must be"),
-        ({"segment_ids": IDS.astype(np.float32)}, "segment_ids must be int32"),
-        ({"form": "fast"}, "form must be one of"),
-        ({"form": "parallel", "chunk_size": 16}, "chunk_size=16 has no"),
-        ({"exchange": "ring"}, "needs axis_name"),
-        ({"implementation": "magic"}, "implementation must be one of"),
-        ({"initial_state": Q}, "must be an AttentionState"),
-        (
-            {"initial_state": ops.attention_cache, "capacity": 2},
-            "cannot take 3 more",
-        ),
-        (
-            {"initial_state": ops.attention_cache, "window": 3},
-            "window=3 needs 2",
-        ),
-        (
-            {
-                "initial_state": ops.attention_cache,
-                "log_decay": Q[..., 0],
-            },
-            "gate_heads",
-        ),
-        ({"v": Q[:, :, :2].astype(np.int32)}, "v must be one of"),
-        ({"state_dtype": np.int32}, "state_dtype must be one of"),
-    ],
-)
-def test_bad_input(changes, message):
-    options = {"q": Q, "k": Q[:, :, :2], "v": Q[:, :, :2]} | changes
-    capacity = options.pop("capacity", 8)
-    if options.get("initial_state") is ops.attention_cache:
-        options["initial_state"] = ops.attention_cache(2, capacity, 2, 5)
-    with pytest.raises(ValueError, match=message):
-        attend(options.pop("q"), options.pop("k"), options.pop("v"), **options)
-
-
-def test_sharded_time_is_refused():
-    with pytest.raises(NotImplementedError, match="cannot shard time yet"):
-        attend(Q, Q, Q, axis_name="seq")
-    with pytest.raises(ValueError, match="capacity must be given"):
-        ops.attention_cache(1, None, 2, 4)

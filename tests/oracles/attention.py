@@ -57,8 +57,8 @@ def softmax_attention(
     kept = [k, v]
     if "log_decay" in inputs:
         behind = np.zeros((B, past, H))
-        if state:  # the low part only mends the rounding of the high one
-            behind = (state[5] + state[6].value)[rows, order]
+        if state:
+            behind = (state[5] + state[6])[rows, order]
         decays, last = _decays(inputs["log_decay"], behind, valid[:, past:])
         logits = logits + decays
         final = np.where(valid, document, -1).max(1, keepdims=True)

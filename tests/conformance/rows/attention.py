@@ -72,8 +72,7 @@ def cached(state):
     if state.log_decay is None:
         return leaves
     # the decay itself: a gate of -inf makes the sum -inf
-    low = jax.lax.stop_gradient(state.log_decay_low)
-    decay = jnp.exp(state.log_decay + low)
+    decay = jnp.exp(state.log_decay + state.log_decay_low)
     return (*leaves, take(decay))
 
 
@@ -179,6 +178,7 @@ FORGET = spec.Operator(
     resumable=False,
     forgets=False,
     capacity_is_length=True,
+    rounding_leaves=(3,),
     hard=common.hard_gates,
     golden=(attention_golden("forget", "forget_strong"),),
     faults=ATTENTION_FAULTS

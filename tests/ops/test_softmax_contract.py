@@ -1,0 +1,65 @@
+"""Softmax attention: dtypes, and what it refuses and how it says so."""
+
+import numpy as np
+import pytest
+
+from seqjax import ops
+
+attend = ops.softmax_attention
+
+
+Q = np.zeros((2, 3, 4, 5), np.float32)
+IDS = np.zeros((2, 3), np.int32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": Q[0]}, "q must have shape"),
+        ({"q": Q[:, :, :3]}, "multiple"),
+        ({"window": 0}, "window must be an int of at least 1"),
+        ({"causal": 1}, "causal must be True or False"),
+        ({"causal": False, "window": 2}, "window has no meaning"),
+        ({"causal": False, "log_decay": Q[..., 0]}, "log_decay has no meaning"),
+        ({"causal": False, "form": "recurrent"}, "recurrent"),
+        ({"sink": Q[0, 0]}, "sink must have shape"),
+        ({"scale": Q}, "scale must be"),
+        ({"segment_ids": IDS.astype(np.float32)}, "segment_ids must be int32"),
+        ({"form": "fast"}, "form must be one of"),
+        ({"form": "parallel", "chunk_size": 16}, "chunk_size=16 has no"),
+        ({"exchange": "ring"}, "needs axis_name"),
+        ({"implementation": "magic"}, "implementation must be one of"),
+        ({"initial_state": Q}, "must be an AttentionState"),
+        (
+            {"initial_state": ops.attention_cache, "capacity": 2},
+            "cannot take 3 more",
+        ),
+        (
+            {"initial_state": ops.attention_cache, "window": 3},
+            "window=3 needs 2",
+        ),
+        (
+            {
+                "initial_state": ops.attention_cache,
+                "log_decay": Q[..., 0],
+            },
+            "gate_heads",
+        ),
+        ({"v": Q[:, :, :2].astype(np.int32)}, "v must be one of"),
+        ({"state_dtype": np.int32}, "state_dtype must be one of"),
+    ],
+)
+def test_bad_input(changes, message):
+    options = {"q": Q, "k": Q[:, :, :2], "v": Q[:, :, :2]} | changes
+    capacity = options.pop("capacity", 8)
+    if options.get("initial_state") is ops.attention_cache:
+        options["initial_state"] = ops.attention_cache(2, capacity, 2, 5)
+    with pytest.raises(ValueError, match=message):
+        attend(options.pop("q"), options.pop("k"), options.pop("v"), **options)
+
+
+def test_sharded_time_is_refused():
+    with pytest.raises(NotImplementedError, match="cannot shard time yet"):
+        attend(Q, Q, Q, axis_name="seq")
+    with pytest.raises(ValueError, match="capacity must be given"):
+        ops.attention_cache(1, None, 2, 4)
