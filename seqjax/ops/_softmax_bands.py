@@ -148,7 +148,7 @@ def bands(
         first = jnp.maximum(first, cut)
         last = jnp.broadcast_to(last, first.shape)
         rank = jnp.broadcast_to(rank, first.shape)
-        if cached is not None:
+        if cached is not None and cached_log_decay is not None:
             cached = jnp.where(jnp.isneginf(cached_log_decay), -1, cached)
     if cached is not None:
         rank = jnp.concatenate([cached, rank], axis=1)

@@ -15,7 +15,7 @@ class Rows(NamedTuple):
     q: jax.Array
     first: jax.Array
     last: jax.Array
-    sums: tuple[jax.Array, jax.Array] | None
+    sums: tuple[jax.Array, ...] | None  # (high, low)
 
 
 class Columns(NamedTuple):
@@ -24,7 +24,7 @@ class Columns(NamedTuple):
     k: jax.Array
     v: jax.Array
     rank: jax.Array
-    sums: tuple[jax.Array, jax.Array] | None
+    sums: tuple[jax.Array, ...] | None  # (high, low)
 
 
 class Blocks(NamedTuple):

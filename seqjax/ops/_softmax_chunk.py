@@ -52,8 +52,8 @@ class Gate(NamedTuple):
 
     log: jax.Array
     cached: jax.Array
-    query: tuple[jax.Array, jax.Array]
-    key: tuple[jax.Array, jax.Array]
+    query: tuple[jax.Array | None, ...]
+    key: tuple[jax.Array | None, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -147,7 +147,7 @@ def _attend(problem, decay, precision):
     below = jnp.where(below > 0, below, 1)
 
     p = p.reshape(batch, groups, heads // groups, length, -1)
-    y, start = 0, 0
+    y, start = jnp.zeros((), q.dtype), 0
     for _, v in pieces:
         part = p[..., start : start + v.shape[1]]
         start += v.shape[1]

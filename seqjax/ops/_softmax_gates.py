@@ -95,4 +95,5 @@ def cumulative(
         a = a.reshape(batch, runs * size, heads)[:, :length]
         return a[:, ::-1] if reverse else a
 
-    return tuple(map(join, local, total))
+    high, low = map(join, local, total)
+    return high, low

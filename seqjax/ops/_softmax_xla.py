@@ -62,7 +62,7 @@ def run(plan: Plan, inputs: Inputs):
             cached_log_decay=None if cache is None else cache.log_decay,
         )
         attend = _chunk if plan.form == "chunk" else _dense
-        y = attend(plan, inputs, log_decay, tokens, bands)
+        y = jnp.asarray(attend(plan, inputs, log_decay, tokens, bands))
     return y.astype(inputs.v.dtype), state
 
 

@@ -6,9 +6,9 @@ constant decay a head, no scale and no normaliser (a norm follows in the layer).
     S_t = exp(-slope_h) S_{t-1} + k_t v_t^T     o_t = S_t^T q_t
 
 Time O(T (C + K) V) a head in chunk form, state K V floats.  Weak in that the
-rate of forgetting does not depend on the input.  Three tables of slopes are in
-public use; the operator's default is the one without a factor for the layer
-(MiniMax), the layer names its choice.
+rate of forgetting does not depend on the input.  Several tables of slopes are
+in public use, most with a factor for the depth of the layer; the operator knows
+no depth and defaults to the bare slopes, `layers.Lightning` names its table.
 """
 
 import math

@@ -176,7 +176,11 @@ class Result:
         parts = {"y": self.y}
         parts |= {f"state[{i}]": x for i, x in enumerate(self.state)}
         parts |= {f"grad {name}": x for name, x in self.grads.items()}
-        parts |= {f"grad state[{i}]": x for i, x in enumerate(self.state_grads)}
+        parts |= {
+            f"grad state[{i}]": x
+            for i, x in enumerate(self.state_grads)
+            if x is not None
+        }
         return parts
 
 
