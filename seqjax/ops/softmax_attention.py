@@ -13,6 +13,7 @@ with the text, unlike every other mixer here.
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from seqjax.ops import _contract
 from seqjax.ops import _dispatch
@@ -107,6 +108,11 @@ def softmax_attention(
         )
         for name in ("k", "v", "log_decay", "log_decay_low"):
             floats[f"initial_state.{name}"] = getattr(initial_state, name)
+        initial_state = jax.tree.map(jnp.asarray, initial_state)
+        # Rounding errors are constants; the sum they mend has the gradient.
+        initial_state = initial_state._replace(
+            log_decay_low=jax.lax.stop_gradient(initial_state.log_decay_low)
+        )
     chosen, block = _contract.choose_form(
         _OP,
         _contract.Options(

@@ -85,8 +85,8 @@ class Operator:
         hard: (rng, inputs) -> {label: inputs of the same shapes}.
         compared: operator's final state -> leaves that the oracle's state
             equals; JAX code, differentiable.
-        rounding_leaves: differentiable leaves of the state that only mend the
-            rounding of another, so that their gradient means nothing.
+        rounding_leaves: float leaves of the state that only mend the rounding
+            of another; constants, whose gradient is 0.
         resumable: whether gradients chain through the raw state (`compared`
             is the identity).
         golden: golden files.
@@ -206,7 +206,7 @@ def expect(operator: Operator, problem: Problem, gradients=True) -> Result:
     kept = float_leaves(problem.state)
     state_grads = [g for g, k in zip(out[3], kept, strict=True) if k]
     for leaf in operator.rounding_leaves if state_grads else ():
-        state_grads[leaf] = None
+        state_grads[leaf] = np.zeros_like(state_grads[leaf])
     return Result(out[0], out[1], None, out[2], tuple(state_grads))
 
 
