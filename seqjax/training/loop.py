@@ -38,6 +38,7 @@ BAD_INPUT = (
     flags.ConfigError,
     data.DataError,
     checkpoints.CheckpointError,
+    metrics.MetricsError,
     workdir.WorkdirLocked,
     OSError,
 )

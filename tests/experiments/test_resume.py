@@ -172,11 +172,19 @@ def test_restored_on_other_meshes(
     assert f"{devices} x cpu" in output
     got = metrics.read_rows(workdir / "metrics.jsonl")
     expected = metrics.read_rows(clean / "metrics.jsonl")
-    for ours, theirs in zip(got, expected, strict=True):
+    restored = next(
+        i
+        for i, (a, b) in enumerate(zip(got, expected, strict=True))
+        if a != b
+    )
+    for i, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
         assert ours.keys() == theirs.keys()
         assert ours["tokens"] == theirs["tokens"]
-        for name in ours:
-            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
+        # The tiny model fits its text, and the norm of a gradient that nearly
+        # cancels magnifies rounding: it is compared for the first ten steps.
+        late = {"grad_norm"} if i >= restored + 10 else set()
+        for name in ours.keys() - late:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-6)
 
 
 def test_stopped_while_compiling(command, tmp_path):
