@@ -173,9 +173,7 @@ def test_restored_on_other_meshes(
     got = metrics.read_rows(workdir / "metrics.jsonl")
     expected = metrics.read_rows(clean / "metrics.jsonl")
     restored = next(
-        i
-        for i, (a, b) in enumerate(zip(got, expected, strict=True))
-        if a != b
+        i for i, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b
     )
     for i, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
         assert ours.keys() == theirs.keys()
