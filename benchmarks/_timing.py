@@ -51,8 +51,9 @@ def interleave(
 ) -> list[Timing]:
     """Times the calls in turn, so that a slow minute is shared by all.
 
-    Every call runs once unmeasured. The round then starts with another call
-    each time, so none always follows the same neighbour.
+    Every measured run follows an unmeasured one of the same call, which meets
+    the caches and the heap as the rival before left them: a call is timed in
+    its own company, as in a loop of training steps.
 
     Args:
       calls: functions without arguments that return arrays.
@@ -66,15 +67,13 @@ def interleave(
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    for call in calls:
-        jax.block_until_ready(call())
     taken: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats):
-        for i in range(len(calls)):
-            i = (i + turn) % len(calls)
+    for _ in range(repeats):
+        for call, times in zip(calls, taken, strict=True):
+            jax.block_until_ready(call())
             start = time.perf_counter()
-            jax.block_until_ready(calls[i]())
-            taken[i].append(1e3 * (time.perf_counter() - start))
+            jax.block_until_ready(call())
+            times.append(1e3 * (time.perf_counter() - start))
     return [_summary(times) for times in taken]
 
 

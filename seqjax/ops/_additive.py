@@ -61,10 +61,8 @@ def additive(
     segment_ids, axis_name = options.segment_ids, options.axis_name
     if log_decay is not None:
         log_decay = log_decay.astype(dtype)
-        if log_decay.ndim == 1:
-            log_decay = jnp.broadcast_to(
-                log_decay[None, None], (batch, length, heads)
-            )
+        if axis_name is not None or segment_ids is not None:
+            log_decay = _of_tokens(log_decay, (batch, length, heads))
     if initial is None:
         initial = jnp.zeros((batch, heads, q.shape[-1], value), dtype)
     inputs = _contract.align_inputs(
@@ -184,15 +182,19 @@ def run_xla(
     """The additive rule in plain JAX; the reference of any kernel."""
     if q.shape[1] == 0:
         return jnp.zeros(v.shape, dtype), initial
+    plan = _scalar_chunk.make_plan(
+        q,
+        v,
+        chunk_size=chunk_size,
+        scale=scale,
+        dtype=dtype,
+        precision=precision,
+    )
+    if log_decay is not None and (
+        form != "chunk" or q.shape[1] % (plan.chunk_size * plan.group)
+    ):
+        log_decay = _of_tokens(log_decay, v.shape[:3])
     if form == "chunk":
-        plan = _scalar_chunk.make_plan(
-            q,
-            v,
-            chunk_size=chunk_size,
-            scale=scale,
-            dtype=dtype,
-            precision=precision,
-        )
         return _scalar_chunk.scalar_chunk(
             plan, q, k, v, log_decay, starts, initial
         )
@@ -211,6 +213,13 @@ def run_xla(
         dtype=dtype,
         precision=precision,
     )
+
+
+def _of_tokens(log_decay, shape):
+    """Gates [H] as [B, T, H]; gates of tokens stay as they are."""
+    if log_decay.ndim > 1:
+        return log_decay
+    return jnp.broadcast_to(log_decay[None, None], shape)
 
 
 def register(op: str) -> None:

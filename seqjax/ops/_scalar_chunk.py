@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import recurrence
+from seqjax.ops import _chunk_layout as layout
 from seqjax.ops import _contract
 from seqjax.ops import _decays
 
@@ -38,9 +39,9 @@ class Plan(NamedTuple):
     precision: jax.lax.Precision
 
 
-# Matrix products a scan step should hold: 64 was the fastest of 16 .. 256 on
+# Matrix products a scan step should hold: 128 was the fastest of 16 .. 256 on
 # two cores with chunks of 64 and heads of 64 (see benchmarks.operators).
-_PRODUCTS = 64
+_PRODUCTS = 128
 
 
 def make_plan(q, v, *, chunk_size: int, scale: float, dtype, precision) -> Plan:
@@ -64,7 +65,9 @@ def scalar_chunk(plan: Plan, q, k, v, log_decay, starts, initial):
       q: [B, T, G, K]; value head h reads key head h // (H/G).
       k: [B, T, G, K].
       v: [B, T, H, V].
-      log_decay: [B, T, H] in the accumulation dtype, or None.
+      log_decay: in the accumulation dtype, [B, T, H], or None, or [H] where
+        nothing but T tokens, a multiple of the chunk, decays: then one set of
+        decays serves every chunk.
       starts: bool [B, T], where a document starts, or None.
       initial: [B, H, K, V] in the accumulation dtype.
 
@@ -78,23 +81,28 @@ def _forward(plan, q, k, v, log_decay, starts, initial):
     length = q.shape[1]
     heads = (q.shape[2], v.shape[2] // q.shape[2])
     inputs = _split(plan, q, k, v, log_decay, starts)
+    constant = _constant_decays(plan, log_decay, heads)
 
     def step(state, group):
-        q, k, v, decays = _load(plan, group)
-        write = _mm(plan, "nbgjk,nbgjrv->nbgkrv", k, _rows(decays.tail) * v)
+        q, k, v, decays = _load(plan, group, constant)
+        write = _mm(
+            plan, "nbgjk,nbgjrv->nbgkrv", k, layout.rows(decays.tail) * v
+        )
         before, after = recurrence.exclusive_prefix(
-            recurrence.Affine(_of_state(decays.total), write), state
+            recurrence.Affine(layout.of_state(decays.total), write), state
         )
         scores = _mm(plan, "nbgik,nbgjk->nbgij", q, k)
         a = scores[:, :, :, None] * decays.pairs
         y = _mm(plan, "nbgrij,nbgjrv->nbgirv", a, v)
         read = _mm(plan, "nbgik,nbgkrv->nbgirv", q, before)
-        y = plan.scale * (y + _rows(decays.head) * read)
-        return after, (_to_tokens(y), before)
+        y = plan.scale * (y + layout.rows(decays.head) * read)
+        return after, (layout.to_tokens(y), before)
 
-    final, (y, states) = jax.lax.scan(step, _heads(initial, heads), inputs)
+    final, (y, states) = jax.lax.scan(
+        step, layout.heads(initial, heads), inputs
+    )
     residual = (q, k, v, log_decay, starts, states)
-    return (_join(y, length), _unheads(final)), residual
+    return (layout.join(y, length), layout.unheads(final)), residual
 
 
 def _backward(plan, residual, cotangents):
@@ -103,16 +111,17 @@ def _backward(plan, residual, cotangents):
     length = q.shape[1]
     heads = (q.shape[2], v.shape[2] // q.shape[2])
     inputs = _split(plan, q, k, v, log_decay, starts)
-    y_bars = _group(plan, y_bar)
+    y_bars = layout.group(plan, y_bar)
+    constant = _constant_decays(plan, log_decay, heads)
 
     def step(state_bar, group):
         inputs, y_bar, before = group
-        q, k, v, decays = _load(plan, inputs)
-        y_bar = plan.scale * _values(plan, y_bar, q.shape[2])
-        total = _of_state(decays.total)
+        q, k, v, decays = _load(plan, inputs, constant)
+        y_bar = plan.scale * layout.values(plan, y_bar, q.shape[2])
+        total = layout.of_state(decays.total)
 
         # dS: every chunk maps the cotangent behind it to the one before it.
-        y_bar_head = _rows(decays.head) * y_bar
+        y_bar_head = layout.rows(decays.head) * y_bar
         write_bar = _mm(plan, "nbgik,nbgirv->nbgkrv", q, y_bar_head)
         after_bar, first_bar = recurrence.exclusive_prefix(
             recurrence.Affine(total, write_bar), state_bar, reverse=True
@@ -126,7 +135,7 @@ def _backward(plan, residual, cotangents):
         q_bar = jnp.sum(q_read, axis=3) + _mm(
             plan, "nbgij,nbgjk->nbgik", b_all, k
         )
-        tail = _rows(decays.tail)
+        tail = layout.rows(decays.tail)
         k_bar = _mm(plan, "nbgij,nbgik->nbgjk", b_all, q) + _mm(
             plan, "nbgjrv,nbgkrv->nbgjk", tail * v, after_bar
         )
@@ -134,9 +143,9 @@ def _backward(plan, residual, cotangents):
         a = scores * decays.pairs
         v_bar = v_write + _mm(plan, "nbgrij,nbgirv->nbgjrv", a, y_bar)
         out = (
-            _to_tokens(q_bar[..., None, :]),
-            _to_tokens(k_bar[..., None, :]),
-            _to_tokens(v_bar),
+            layout.to_tokens(q_bar[..., None, :]),
+            layout.to_tokens(k_bar[..., None, :]),
+            layout.to_tokens(v_bar),
         )
         if log_decay is None:
             return first_bar, (*out, None)
@@ -149,16 +158,25 @@ def _backward(plan, residual, cotangents):
         head_bar = jnp.sum(q_read * q[:, :, :, None], axis=-1)
         carried = jnp.sum(total.act(before) * after_bar, axis=(-1, -3))
         head_bar = head_bar.at[..., -1].add(carried)
+        if constant is not None:
+            return first_bar, (*out, _sum_chunks((pair_bar, head_bar)))
         log_bar = _decays.rectangle_sums(pair_bar, head_bar)
         log_bar = jnp.swapaxes(log_bar, -1, -2)[..., None]
-        return first_bar, (*out, _to_tokens(log_bar)[..., 0])
+        return first_bar, (*out, layout.to_tokens(log_bar)[..., 0])
 
     initial_bar, grads = jax.lax.scan(
-        step, _heads(final_bar, heads), (inputs, y_bars, states), reverse=True
+        step,
+        layout.heads(final_bar, heads),
+        (inputs, y_bars, states),
+        reverse=True,
     )
-    q_bar, k_bar, v_bar, log_bar = (
-        None if g is None else _join(g, length) for g in grads
-    )
+    q_bar, k_bar, v_bar = (layout.join(g, length) for g in grads[:3])
+    log_bar = grads[3]
+    if constant is not None:
+        bars = jax.tree.map(lambda x: jnp.sum(x, axis=0), log_bar)
+        log_bar = jnp.sum(_decays.rectangle_sums(*bars), axis=-1).reshape(-1)
+    elif log_bar is not None:
+        log_bar = layout.join(log_bar, length)
     if log_bar is not None:
         # A gate of -inf stays where it is: its gradient is 0.
         log_bar = jnp.where(jnp.isneginf(log_decay), 0, log_bar)
@@ -168,7 +186,7 @@ def _backward(plan, residual, cotangents):
         v_bar.astype(v.dtype),
         log_bar,
         None,
-        _unheads(initial_bar),
+        layout.unheads(initial_bar),
     )
 
 
@@ -185,54 +203,47 @@ def _mm(plan, subscripts, x, y):
     )
 
 
-# Layouts: tokens [B, T, H, D] outside; a scan step sees [B, n*C, H, D] and
-# works on keys [n, B, G, C, K], values [n, B, G, C, R, V] and states
-# [B, G, K, R, V], H = G*R, so that the R value heads of a key head are one wide
-# matrix product.
-# Gates and decays are [n, B, G, R, C].
-
-
-def _rows(x):
-    """A factor [n,B,G,R,C] of each token, to multiply values [n,B,G,C,R,V]."""
-    return jnp.swapaxes(x, -1, -2)[..., None]
-
-
-def _of_state(decay):
-    """A decay [n,B,G,R] aligned to the axes of states [n,B,G,K,R,V]."""
-    return jax.tree.map(lambda x: x[..., None, :], decay)
-
-
-def _group(plan, x):
-    """[B, T, ...] to [steps, B, n*C, ...], padded with identity tokens."""
-    span = plan.chunk_size * plan.group
-    pad = -x.shape[1] % span
-    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-    x = x.reshape(x.shape[0], -1, span, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
-
-
-def _join(x, length):
-    """[steps, B, n*C, ...] to [B, T, ...]."""
-    x = jnp.moveaxis(x, 0, 1)
-    x = x.reshape(x.shape[0], -1, *x.shape[3:])
-    return x[:, :length]
-
-
 def _split(plan, q, k, v, log_decay, starts):
+    if log_decay is not None and log_decay.ndim == 1:
+        log_decay = None  # see _constant_decays
     return tuple(
-        None if x is None else _group(plan, x)
+        None if x is None else layout.group(plan, x)
         for x in (q, k, v, log_decay, starts)
     )
 
 
-def _load(plan, group):
+def _constant_decays(plan, log_decay, heads):
+    """Decays [1,1,G,R,C,..] of every chunk, where the gates are [H]."""
+    if log_decay is None or log_decay.ndim > 1:
+        return None
+    shape = (1, 1, *heads, plan.chunk_size)
+    log_decay = jnp.broadcast_to(log_decay.reshape(*shape[:-1], 1), shape)
+    log, zeros = _decays.finite_part(log_decay, None)
+    sums = _decays.two_float_sums(log, None)
+    decays = _decays.chunk_decays(
+        log, zeros, shape=shape, dtype=plan.dtype, sums=sums
+    )
+    total = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (plan.group, *x.shape[1:])), decays.total
+    )
+    return decays._replace(total=total)
+
+
+def _sum_chunks(tree):
+    """Sums [n, B, ...] over chunks and rows."""
+    return jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), tree)
+
+
+def _load(plan, group, constant):
     """One step's q, k [n,B,G,C,K], v [n,B,G,C,R,V], and its decays."""
     q, k, v, log_decay, starts = group
     groups = q.shape[2]
-    q, k = _keys(plan, q), _keys(plan, k)
-    v = _values(plan, v, groups)
+    q, k = layout.keys(plan, q), layout.keys(plan, k)
+    v = layout.values(plan, v, groups)
+    if constant is not None:
+        return q, k, v, constant
     if log_decay is not None:
-        log_decay = _values(plan, log_decay[..., None], groups)[..., 0]
+        log_decay = layout.values(plan, log_decay[..., None], groups)[..., 0]
         log_decay = jnp.swapaxes(log_decay, -1, -2)
     if starts is not None:
         starts = starts.reshape(
@@ -250,38 +261,3 @@ def _load(plan, group):
         sums=sums,
     )
     return q, k, v, decays
-
-
-def _keys(plan, x):
-    """[B, n*C, G, K] to [n, B, G, C, K] in the accumulation dtype."""
-    batch, _, groups, width = x.shape
-    x = x.reshape(batch, plan.group, plan.chunk_size, groups, width)
-    return x.transpose(1, 0, 3, 2, 4).astype(plan.dtype)
-
-
-def _values(plan, x, groups):
-    """[B, n*C, H, V] to [n, B, G, C, R, V] in the accumulation dtype."""
-    batch, _, heads, width = x.shape
-    x = x.reshape(
-        batch, plan.group, plan.chunk_size, groups, heads // groups, width
-    )
-    return x.transpose(1, 0, 3, 2, 4, 5).astype(plan.dtype)
-
-
-def _to_tokens(x):
-    """[n, B, G, C, R, D] to [B, n*C, H, D]."""
-    n, batch, groups, size, repeat, width = x.shape
-    x = x.transpose(1, 0, 3, 2, 4, 5)
-    return x.reshape(batch, n * size, groups * repeat, width)
-
-
-def _heads(state, heads):
-    """[B, H, K, V] to [B, G, K, R, V]."""
-    batch, _, key, value = state.shape
-    return state.reshape(batch, *heads, key, value).swapaxes(2, 3)
-
-
-def _unheads(state):
-    """[B, G, K, R, V] to [B, H, K, V]."""
-    batch, groups, key, repeat, value = state.shape
-    return state.swapaxes(2, 3).reshape(batch, groups * repeat, key, value)
