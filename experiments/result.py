@@ -32,9 +32,9 @@ def show(
     """
     folder = pathlib.Path(workdir)
     path = folder / "summary.json"
-    if outcome.already_done and path.exists():
+    summary = _read(path) if outcome.already_done else None
+    if summary is not None:
         print(f"{folder}: this run is finished, step {outcome.step}")
-        summary = json.loads(path.read_text())
     else:
         begin = time.monotonic()
         summary = summarise(config, outcome)
@@ -47,6 +47,19 @@ def show(
         print(f"{SAMPLE_BYTES} bytes generated after {_PROMPT.decode()!r}:")
         print(summary["sample"])
     print(last_line(summary), flush=True)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None where it must be made again."""
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text())
+        last_line(summary)
+    except (ValueError, KeyError, TypeError):
+        print(f"{path} is damaged and is made again")
+        return None
+    return summary
 
 
 def last_line(summary: dict[str, Any]) -> str:

@@ -64,7 +64,7 @@ def prefill(
                 f"segment_ids must hold a real token (>= 0) in every row, got "
                 f"none in row {int(np.argmin(real))}"
             )
-    _check_room(model, cache, tokens.shape[1], "tokens")
+    model.check_room(cache, segment_ids, tokens.shape)
     return _prefill(model, params, tokens, cache, segment_ids)
 
 

@@ -60,6 +60,8 @@ class Sampler:
     def mask(self, logits: jax.Array) -> jax.Array:
         """Logits over temperature, -inf where a token cannot be drawn.
 
+        The largest of a row becomes 0, so that no temperature overflows.
+
         Args:
           logits: float [B, vocab].
 
@@ -71,19 +73,22 @@ class Sampler:
         """
         if self.greedy:
             raise ValueError("temperature must be above 0 to draw, got 0")
-        logits = logits.astype(jnp.float32) / self.temperature
-        if self.top_k is None and self.top_p is None:
+        logits = logits.astype(jnp.float32)
+        logits -= jnp.max(logits, axis=-1, keepdims=True)
+        logits = jnp.where(logits == 0, 0.0, logits / self.temperature)
+        top_p = None if self.top_p == 1 else self.top_p
+        if self.top_k is None and top_p is None:
             return logits
         order = jnp.argsort(-logits, axis=-1, stable=True)
         ranked = jnp.take_along_axis(logits, order, axis=-1)
         if self.top_k is not None:
             rank = jnp.arange(logits.shape[-1])[None]
             ranked = jnp.where(rank < self.top_k, ranked, -jnp.inf)
-        if self.top_p is not None:
+        if top_p is not None:
             likely = jax.nn.softmax(ranked, axis=-1)
             before = jnp.cumsum(likely, axis=-1) - likely
             # The likeliest token always stays: nothing is before it.
-            ranked = jnp.where(before < self.top_p, ranked, -jnp.inf)
+            ranked = jnp.where(before < top_p, ranked, -jnp.inf)
         rank_of = jnp.argsort(order, axis=-1)
         return jnp.take_along_axis(ranked, rank_of, axis=-1)
 

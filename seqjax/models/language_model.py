@@ -11,7 +11,9 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+from jax import core
 import jax.numpy as jnp
+import numpy as np
 
 from seqjax import layers
 from seqjax import ops
@@ -193,6 +195,7 @@ class LanguageModel(nn.Module):
         segment_ids: jax.Array | None,
     ) -> tuple[jax.Array, ModelCache]:
         _check_call(tokens, segment_ids, cache, self.capacity(cache))
+        self.check_room(cache, segment_ids, tokens.shape)
         entry = cache_lib.enter(cache, segment_ids, tokens.shape)
         states: tuple[Any, ...] = (None,) * len(self.config.pattern)
         if cache is not None:
@@ -207,6 +210,8 @@ class LanguageModel(nn.Module):
                 )
         if segment_ids is not None:
             tokens = jnp.where(segment_ids == segments.PADDING, 0, tokens)
+        # Negative indices would count from the end; past it they give NaN.
+        tokens = jnp.where(tokens < 0, self.config.vocab_size, tokens)
         x = jnp.take(self.embedding, tokens, axis=0)
         x, states = self.layers(
             x.astype(self.config.dtype),
@@ -262,6 +267,48 @@ class LanguageModel(nn.Module):
         """Tokens that each row [B] holds; None where there is no bound."""
         state = self._bounded(cache)
         return None if state is None else state.length[0]
+
+    @nn.nowrap
+    def check_room(
+        self,
+        cache: ModelCache | None,
+        segment_ids: jax.Array | None,
+        shape: tuple[int, int],
+    ) -> None:
+        """Refuses tokens past the capacity of softmax attention.
+
+        Counts real tokens, behind those that rows going on with their document
+        have written.  Under `jit` these numbers are unknown, and only the
+        static check of `__call__` is left.
+
+        Args:
+          cache: as in a call.
+          segment_ids: as in a call.
+          shape: (B, T) of the tokens.
+
+        Raises:
+          ValueError: a row would hold more than the cache has room for.
+        """
+        capacity, written = self.capacity(cache), self.written(cache)
+        known = (written, segment_ids, cache and cache.segment)
+        if capacity is None or any(isinstance(x, core.Tracer) for x in known):
+            return
+        used, new = np.asarray(written), np.full(shape[0], shape[1])
+        if segment_ids is not None and cache is not None:
+            ids = np.asarray(segment_ids)
+            real = ids != segments.PADDING
+            new = real.sum(axis=1)
+            first = ids[np.arange(shape[0]), real.argmax(axis=1)]
+            last = np.asarray(cache.segment)
+            used = np.where((first == last) | (new == 0), used, 0)
+        most = int(np.max(used + new, initial=0))
+        if most > capacity:
+            row = int(np.argmax(used + new))
+            raise ValueError(
+                f"tokens: row {row} has {new[row]} more tokens, but the cache"
+                f" holds {capacity} and {used[row]} are written; make it with"
+                f" model.init_cache(batch, capacity) of at least {most}"
+            )
 
     @nn.nowrap
     def _bounded(self, cache: ModelCache | None) -> ops.AttentionState | None:

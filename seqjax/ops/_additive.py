@@ -33,6 +33,7 @@ def additive(
     initial: jax.Array | None,
     options: _contract.Options,
     dtype,
+    decay_gradient: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs the additive rule on checked inputs.
 
@@ -46,6 +47,7 @@ def additive(
       initial: [B, H, K, V] or None for zeros.
       options: the caller's options; `segment_ids` are checked already.
       dtype: of accumulation.
+      decay_gradient: False where `log_decay` is a constant of the operator.
 
     Returns:
       (y [B, T, H, V], state [B, H, K, V]), both in `dtype`.
@@ -87,6 +89,7 @@ def additive(
         scale=scale,
         dtype=dtype,
         precision=precision,
+        decay_gradient=decay_gradient,
     )
     if axis_name is not None:
         return sequence.shard_scalar(
@@ -148,7 +151,8 @@ def gated(
     dtype = _contract.accumulation_dtype(
         op, q=q, k=k, v=v, log_decay=log_decay, initial_state=initial_state
     )
-    if log_decay is None and default is not None:
+    fixed = log_decay is None and default is not None
+    if fixed:
         log_decay = jnp.asarray(default(shapes["H"]), dtype)
     y, state = additive(
         op,
@@ -160,6 +164,7 @@ def gated(
         initial=initial_state,
         options=options,
         dtype=dtype,
+        decay_gradient=not fixed,
     )
     state_dtype = _contract.check_state_dtype(op, state_dtype, dtype)
     return y.astype(v.dtype), state.astype(state_dtype)
@@ -178,9 +183,10 @@ def run_xla(
     scale,
     dtype,
     precision,
+    decay_gradient=True,
 ):
     """The additive rule in plain JAX; the reference of any kernel."""
-    if q.shape[1] == 0:
+    if v.size == 0:
         return jnp.zeros(v.shape, dtype), initial
     plan = _scalar_chunk.make_plan(
         q,
@@ -189,6 +195,7 @@ def run_xla(
         scale=scale,
         dtype=dtype,
         precision=precision,
+        decay_gradient=decay_gradient,
     )
     if log_decay is not None and (
         form != "chunk" or q.shape[1] % (plan.chunk_size * plan.group)

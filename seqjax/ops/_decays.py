@@ -63,7 +63,7 @@ def finite_part(
     zeros = None if starts is None else starts.astype(jnp.float32)
     if log_decay is None:
         return None, zeros
-    dead = jnp.isneginf(log_decay)
+    dead = recurrence.vanishes(log_decay)
     finite = jnp.where(dead, jnp.zeros_like(log_decay), log_decay)
     counted = dead.astype(jnp.float32)
     return finite, counted if zeros is None else counted + zeros

@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     scale: float
     dtype: jnp.dtype  # accumulation
     precision: jax.lax.Precision
+    decay_gradient: bool  # False where the decays are constants of the operator
 
 
 # Matrix products a scan step should hold: 128 was the fastest of 16 .. 256 on
@@ -44,15 +45,22 @@ class Plan(NamedTuple):
 _PRODUCTS = 128
 
 
-def make_plan(q, v, *, chunk_size: int, scale: float, dtype, precision) -> Plan:
+def make_plan(
+    q, v, *, chunk_size: int, scale: float, dtype, precision, decay_gradient
+) -> Plan:
     """Chooses the group of chunks for shapes q [B,T,G,K], v [B,T,H,V]."""
     batch, length, _, _ = q.shape
     chunk_size = min(chunk_size, _contract.round_up(max(length, 1), 16))
     chunks = math.ceil(length / chunk_size)
-    target = max(1, _PRODUCTS // (batch * v.shape[2]))
+    target = max(1, _PRODUCTS // max(1, batch * v.shape[2]))
     steps = math.ceil(chunks / target)
     return Plan(
-        chunk_size, math.ceil(chunks / steps), float(scale), dtype, precision
+        chunk_size,
+        math.ceil(chunks / steps),
+        float(scale),
+        dtype,
+        precision,
+        decay_gradient,
     )
 
 
@@ -147,7 +155,7 @@ def _backward(plan, residual, cotangents):
             layout.to_tokens(k_bar[..., None, :]),
             layout.to_tokens(v_bar),
         )
-        if log_decay is None:
+        if log_decay is None or not plan.decay_gradient:
             return first_bar, (*out, None)
 
         # Gate gradient: dL_ij over pairs inside the chunk, then the rows and
@@ -172,14 +180,17 @@ def _backward(plan, residual, cotangents):
     )
     q_bar, k_bar, v_bar = (layout.join(g, length) for g in grads[:3])
     log_bar = grads[3]
-    if constant is not None:
+    if log_bar is None:
+        # Nothing to differentiate: no decay, or a constant one.
+        log_bar = None if log_decay is None else jnp.zeros_like(log_decay)
+    elif constant is not None:
         bars = jax.tree.map(lambda x: jnp.sum(x, axis=0), log_bar)
         log_bar = jnp.sum(_decays.rectangle_sums(*bars), axis=-1).reshape(-1)
-    elif log_bar is not None:
+    else:
         log_bar = layout.join(log_bar, length)
     if log_bar is not None:
         # A gate of -inf stays where it is: its gradient is 0.
-        log_bar = jnp.where(jnp.isneginf(log_decay), 0, log_bar)
+        log_bar = jnp.where(recurrence.vanishes(log_decay), 0, log_bar)
     return (
         q_bar.astype(q.dtype),
         k_bar.astype(k.dtype),

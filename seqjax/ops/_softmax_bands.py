@@ -143,13 +143,15 @@ def bands(
     first, last, rank = first[..., None], last[..., None], rank[..., None]
     cached = None if tokens.cached is None else tokens.cached[..., None]
     if log_decay is not None:
-        cut = jnp.isneginf(log_decay) & tokens.real[..., None]
+        cut = recurrence.vanishes(log_decay) & tokens.real[..., None]
         cut = jax.lax.cummax(jnp.where(cut, rank, 0), axis=1)
         first = jnp.maximum(first, cut)
         last = jnp.broadcast_to(last, first.shape)
         rank = jnp.broadcast_to(rank, first.shape)
         if cached is not None and cached_log_decay is not None:
-            cached = jnp.where(jnp.isneginf(cached_log_decay), -1, cached)
+            cached = jnp.where(
+                recurrence.vanishes(cached_log_decay), -1, cached
+            )
     if cached is not None:
         rank = jnp.concatenate([cached, rank], axis=1)
     return Bands(first, last, rank)
@@ -172,5 +174,5 @@ def stored(
     last = jnp.where(tokens.real, tokens.rank, 0)[..., None]
     rank = ranks[..., None]
     if log_decay is not None:
-        rank = jnp.where(jnp.isneginf(log_decay), PADDING, rank)
+        rank = jnp.where(recurrence.vanishes(log_decay), PADDING, rank)
     return Bands(first, last, rank)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import recurrence
 from seqjax.ops import _softmax_bands
 from seqjax.ops import _softmax_gates
 
@@ -172,7 +173,7 @@ def _decays_behind(cache, log_decay, tokens):
     real = tokens.real[..., None]
     document = tokens.start[:, -1:]  # where the last document starts
     alive = (tokens.rank >= document)[..., None] & real
-    cut = jnp.isneginf(log_decay) & alive
+    cut = recurrence.vanishes(log_decay) & alive
     # A document's first gate acts on nothing that is left.
     opens = (tokens.rank == tokens.start)[..., None]
     sums = _softmax_gates.cumulative(
@@ -183,7 +184,7 @@ def _decays_behind(cache, log_decay, tokens):
     cuts_behind = jnp.pad(cuts[:, 1:], ((0, 0), (0, 1), (0, 0)))
     new = _settle(behind, alive, cuts_behind > 0)
     seen = (tokens.cached >= 0) & (document == 0)
-    gone = jnp.isneginf(cache.log_decay)
+    gone = recurrence.vanishes(cache.log_decay)
     held = (
         _softmax_gates.finite(cache.log_decay),
         cache.log_decay_low,

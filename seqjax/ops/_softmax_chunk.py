@@ -201,7 +201,10 @@ def _backward(plan, residual, y_bar):
     )
     sink_bar = gate_bar = None
     if sink is not None:
-        weight = jnp.exp(_sink(sink, row_shape, plan)[None] - lse)
+        # A row that sees nothing, not even a sink, has no weight.
+        seen = lse > -jnp.inf
+        logit = _sink(sink, row_shape, plan)[None] - jnp.where(seen, lse, 0)
+        weight = jnp.where(seen, jnp.exp(jnp.where(seen, logit, 0)), 0)
         sink_bar = -jnp.sum(weight * inner, axis=(0, 1, 4)).reshape(heads)
         sink_bar = sink_bar.astype(sink.dtype)
     if gate is not None:

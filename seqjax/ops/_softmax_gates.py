@@ -10,10 +10,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from seqjax import recurrence
+
 
 def finite(log_decay: jax.Array, keep: jax.Array | None = None) -> jax.Array:
     """Gates that enter sums: 0 in place of -inf, and where not `keep`."""
-    drop = jnp.isneginf(log_decay)
+    drop = recurrence.vanishes(log_decay)
     if keep is not None:
         drop |= ~keep
     return jnp.where(drop, jnp.zeros_like(log_decay), log_decay)

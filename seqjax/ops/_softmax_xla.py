@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import recurrence
 from seqjax.ops import _contract
 from seqjax.ops import _softmax_bands
 from seqjax.ops import _softmax_cache
@@ -39,6 +40,12 @@ class Plan(NamedTuple):
 
 def run(plan: Plan, inputs: Inputs):
     """Output and next cache (None where not causal)."""
+    masked = {
+        name: recurrence.mask_padding(inputs.segment_ids, x)
+        for name, x in inputs._asdict().items()
+        if name in ("q", "k", "v", "log_decay") and x is not None
+    }
+    inputs = inputs._replace(**masked)
     inputs = Inputs(**_contract.align_inputs(inputs._asdict(), None))
     cache, log_decay = inputs.cache, inputs.log_decay
     dtype = plan.accumulate

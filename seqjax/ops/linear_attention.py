@@ -75,6 +75,9 @@ def linear_attention(
                 f"{_OP}: feature_map must be a function of an array or None,"
                 f" got {feature_map!r}"
             )
+        if jnp.ndim(segment_ids) == 2 == jnp.ndim(q) - 2 == jnp.ndim(k) - 2:
+            # Nothing at padding may reach the gradient of the map.
+            q, k = (recurrence.mask_padding(segment_ids, x) for x in (q, k))
         q, k = feature_map(q), feature_map(k)
     state, normalizer = _split_state(initial_state, normalize)
     shapes = _additive.check_heads(_OP, q, k, v, state, segment_ids)
@@ -118,6 +121,11 @@ def _split_state(initial_state, normalize):
     if initial_state is None:
         return None, None
     if not normalize:
+        if isinstance(initial_state, tuple):
+            raise ValueError(
+                f"{_OP}: initial_state must be one array [B, H, K, V] with"
+                " normalize=False, got a tuple"
+            )
         return initial_state, None
     if not isinstance(initial_state, tuple) or len(initial_state) != 2:
         raise ValueError(

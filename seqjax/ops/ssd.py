@@ -76,8 +76,10 @@ def ssd(
     dtype = _contract.accumulation_dtype(
         _OP, x=x, dt=dt, A=A, B=B, C=C, D=D, initial_state=initial_state
     )
-    wide_x = x.astype(dtype)
-    wide_dt = dt.astype(dtype)
+    # Masked before they are multiplied, so that nothing at padding can reach
+    # a gradient.
+    wide_x = recurrence.mask_padding(segment_ids, x).astype(dtype)
+    wide_dt = recurrence.mask_padding(segment_ids, dt).astype(dtype)
     y, state = _additive.additive(
         _OP,
         C,
@@ -92,7 +94,6 @@ def ssd(
         dtype=dtype,
     )
     if D is not None:
-        skip = D.astype(dtype)[None, None, :, None] * wide_x
-        y = y + recurrence.mask_padding(segment_ids, skip)
+        y = y + D.astype(dtype)[None, None, :, None] * wide_x
     state_dtype = _contract.check_state_dtype(_OP, state_dtype, dtype)
     return y.astype(x.dtype), state.mT.astype(state_dtype)

@@ -23,5 +23,6 @@ from seqjax.recurrence.transitions import compose as compose
 from seqjax.recurrence.transitions import decay_of as decay_of
 from seqjax.recurrence.transitions import identity_map as identity_map
 from seqjax.recurrence.transitions import reset as reset
+from seqjax.recurrence.transitions import vanishes as vanishes
 from seqjax.recurrence.varying import match_varying as match_varying
 from seqjax.recurrence.varying import varying_axes as varying_axes

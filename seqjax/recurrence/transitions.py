@@ -106,6 +106,16 @@ def reset(affine: Affine, where: jax.Array) -> Affine:
     return affine._replace(transition=Decay(log, _add(zeros, count)))
 
 
+# Far below the logarithm of any positive float64, -745: exp is exactly 0, and
+# sums of a few such gates would overflow.
+_VANISHED = -1e30
+
+
+def vanishes(log_decay: jax.Array) -> jax.Array:
+    """Where a natural-log gate is a factor of exactly 0: bool."""
+    return log_decay.real < _VANISHED
+
+
 def decay_of(log_decay: jax.Array) -> Decay:
     """The transition of natural-log gates of any magnitude, -inf included.
 
@@ -115,7 +125,7 @@ def decay_of(log_decay: jax.Array) -> Decay:
     Returns:
       A `Decay` whose `log` is finite; the gradient of a -inf gate is 0.
     """
-    dead = jnp.isneginf(log_decay.real)
+    dead = vanishes(log_decay)
     return Decay(
         jnp.where(dead, jnp.zeros_like(log_decay), log_decay),
         dead.astype(jnp.int32),

@@ -6,6 +6,7 @@ finds the same learning rate.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,9 @@ class OptimizerConfig:
     def validate(self) -> None:
         """Raises ValueError naming the field, its value and what is taken."""
         for name in ("learning_rate", "eps", "clip_norm"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(
-                    f"optimizer.{name} must be positive, got "
+                    f"optimizer.{name} must be positive and finite, got "
                     f"{getattr(self, name)}"
                 )
         for name in ("b1", "b2"):
@@ -47,9 +48,9 @@ class OptimizerConfig:
                 f"{self.final_fraction}"
             )
         for name in ("warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
-                    f"optimizer.{name} must not be negative, got "
+                    f"optimizer.{name} must not be negative or infinite, got "
                     f"{getattr(self, name)}"
                 )
 

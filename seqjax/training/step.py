@@ -117,6 +117,9 @@ def make_train_step(
         params = jax.tree.map(
             lambda param, update: param - rate * update, state.params, updates
         )
+        # A finite gradient may still be blown up on its way to the parameters.
+        for leaf in jax.tree.leaves(params):
+            finite &= jnp.all(jnp.isfinite(leaf))
 
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
