@@ -273,7 +273,7 @@ class LanguageModel(nn.Module):
         self,
         cache: ModelCache | None,
         segment_ids: jax.Array | None,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
     ) -> None:
         """Refuses tokens past the capacity of softmax attention.
 

@@ -188,7 +188,7 @@ def _backward(plan, residual, cotangents):
         log_bar = jnp.sum(_decays.rectangle_sums(*bars), axis=-1).reshape(-1)
     else:
         log_bar = layout.join(log_bar, length)
-    if log_bar is not None:
+    if log_bar is not None and log_decay is not None:
         # A gate of -inf stays where it is: its gradient is 0.
         log_bar = jnp.where(recurrence.vanishes(log_decay), 0, log_bar)
     return (
@@ -230,6 +230,7 @@ def _constant_decays(plan, log_decay, heads):
     shape = (1, 1, *heads, plan.chunk_size)
     log_decay = jnp.broadcast_to(log_decay.reshape(*shape[:-1], 1), shape)
     log, zeros = _decays.finite_part(log_decay, None)
+    assert log is not None
     sums = _decays.two_float_sums(log, None)
     decays = _decays.chunk_decays(
         log, zeros, shape=shape, dtype=plan.dtype, sums=sums

@@ -75,7 +75,7 @@ def linear_attention(
                 f"{_OP}: feature_map must be a function of an array or None,"
                 f" got {feature_map!r}"
             )
-        if jnp.ndim(segment_ids) == 2 == jnp.ndim(q) - 2 == jnp.ndim(k) - 2:
+        if segment_ids is not None and q.ndim == k.ndim == 4:
             # Nothing at padding may reach the gradient of the map.
             q, k = (recurrence.mask_padding(segment_ids, x) for x in (q, k))
         q, k = feature_map(q), feature_map(k)

@@ -22,7 +22,11 @@ from tests.training import tiny
         ("optimizer.learning_rate", "0", ["learning_rate must be positive"]),
         ("optimizer.b2", "1", ["optimizer.b2 must be in [0, 1), got 1"]),
         ("optimizer.warmup_steps", "12", ["less than steps = 12, got 12"]),
-        ("optimizer.weight_decay", "-1", ["must not be negative, got -1"]),
+        (
+            "optimizer.weight_decay",
+            "-1",
+            ["must not be negative or infinite, got -1"],
+        ),
         ("optimizer.final_fraction", "2", ["must be in [0, 1], got 2"]),
         ("mesh.seq", "2", ["mesh.seq must be 1, got 2"]),
         ("mesh.data", "16", ["divisible by 16 = 16 devices", "nearest are 16"]),
