@@ -213,7 +213,7 @@ def test_token_outside_the_vocabulary():
 
 def test_writing_past_the_cache_is_refused():
     model, params, _ = setup()
-    with pytest.raises(ValueError, match="tokens asks for 9 .* holds 8 and 0"):
+    with pytest.raises(ValueError, match="row 0 has 9 more .* holds 8 and 0"):
         generation.prefill(model, params, PROMPTS, model.init_cache(B, 8))
     with pytest.raises(ValueError, match="n asks for 7 .* holds 15 and 9 are"):
         generation.decode(model, params, prefilled(), 7)
