@@ -114,7 +114,7 @@ def empty_rows(state: Any, empty: Any, rows: jax.Array) -> Any:
         return jnp.where(where, start[None], leaf)
 
     if isinstance(state, ops.AttentionState):
-        # Keys and values that belong to no document are never read: leave
+        # Keys and values that belong to no document have weight 0: leave
         # the large arrays in place.
         kept = state.k, state.v
         state = jax.tree.map(

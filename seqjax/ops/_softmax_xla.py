@@ -76,7 +76,8 @@ def run(plan: Plan, inputs: Inputs):
 def _writes_first(plan, inputs):
     """Whether a decode step stores its token first and reads it back.
 
-    XLA then updates the cache in place; reading the old cache and the new token
+    In a plain loop XLA then updates the cache in place (inside the scan over
+    layers it still copies it); reading the old cache and the new token
     costs two copies of it.  A ring still needs the token it overwrites, and
     reading back must not round.
     """
