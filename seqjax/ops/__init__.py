@@ -9,6 +9,7 @@ both differentiable; every form is the same function.
 from seqjax.ops._dispatch import (
     chosen_implementations as chosen_implementations,
 )
+from seqjax.ops.delta_rule import delta_rule as delta_rule
 from seqjax.ops.gated_linear_attention import (
     gated_linear_attention as gated_linear_attention,
 )
@@ -17,6 +18,9 @@ from seqjax.ops.lightning_attention import (
     lightning_attention as lightning_attention,
 )
 from seqjax.ops.linear_attention import linear_attention as linear_attention
+from seqjax.ops.linear_recurrence import linear_recurrence as linear_recurrence
+from seqjax.ops.mlstm import MLSTMState as MLSTMState
+from seqjax.ops.mlstm import mlstm as mlstm
 from seqjax.ops.retention import retention as retention
 from seqjax.ops.retention import retention_log_decay as retention_log_decay
 from seqjax.ops.short_convolution import short_convolution as short_convolution

@@ -77,6 +77,55 @@ def shard_scalar(
     return y, recurrence.last_device(final, axis_name)
 
 
+def shard_dense(
+    local: Callable,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+    initial: jax.Array,
+    *,
+    axis_name: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs `local` on this device's shard as part of the whole sequence.
+
+    For rules that are linear in the values and the state, and whose transition
+    mixes the keys.  K more value channels, nothing written and the identity as
+    their state, carry the product of the transitions: what each token reads of
+    the incoming state, and the map of the whole shard.
+
+    Args:
+      local: `(v, initial) -> (y, state)`, the operator on one device.
+      v: [B, T/P, H, V] (or several writes a token) in the accumulation dtype.
+      segment_ids: int32 [B, T/P] or None.
+      initial: [B, H, K, V], in front of the whole sequence.
+      axis_name: mesh axis along which time is sharded.
+
+    Returns:
+      (y [B, T/P, H, V], state [B, H, K, V] behind the whole sequence, the same
+      on every device).
+    """
+    key, value = initial.shape[-2:]
+    width = ((0, 0),) * 3 + ((0, key),)
+    one = jnp.eye(key, value + key, value, dtype=initial.dtype)
+    start = jnp.zeros_like(jnp.pad(initial, width)) + one.reshape(
+        1, 1, *one.shape
+    )
+    y, state = local(jnp.pad(v, width), start)
+    y, reads = y[..., :value], y[..., value:]
+    write, matrix = state[..., :value], state[..., value:]
+    affine = recurrence.Affine(recurrence.Dense(matrix), write)
+    incoming = recurrence.incoming_state(
+        affine, initial, segment_ids, axis_name
+    )
+    y = y + jnp.einsum(
+        "bthk,bhkv->bthv",
+        reads,
+        incoming,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    final = recurrence.apply(affine, incoming)
+    return y, recurrence.last_device(final, axis_name)
+
+
 def _decay_from_start(log_decay, starts, dtype):
     """Decay from in front of the shard through each token, and of all of it.
 

@@ -18,6 +18,7 @@ from seqjax.recurrence.segments import real_positions as real_positions
 from seqjax.recurrence.segments import segment_starts as segment_starts
 from seqjax.recurrence.transitions import Affine as Affine
 from seqjax.recurrence.transitions import Decay as Decay
+from seqjax.recurrence.transitions import Dense as Dense
 from seqjax.recurrence.transitions import apply as apply
 from seqjax.recurrence.transitions import compose as compose
 from seqjax.recurrence.transitions import decay_of as decay_of

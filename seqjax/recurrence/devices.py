@@ -85,31 +85,30 @@ def _incoming_fwd(axis_name, affine, initial, borders):
         gathered = jax.vmap(transitions.reset)(gathered, starts)
     before = _keep(gathered, devices < rank)
     _, state = prefix.exclusive_prefix(before, initial)
-    residual = (gathered.transition, state, None)
+    starts_here = None
     if borders is not None:
         starts_here = starts[rank]
-        residual = (gathered.transition, state, starts_here)
         state = _cut(state, starts_here)
-    return state, residual
+    return state, (gathered.transition, state, starts_here)
 
 
 def _incoming_bwd(axis_name, residual, cotangent):
-    decays, state, starts_here = residual
+    maps, state, starts_here = residual
     if starts_here is not None:
         cotangent = _cut(cotangent, starts_here)
     rank = jax.lax.axis_index(axis_name)
     devices = jnp.arange(jax.lax.axis_size(axis_name))
     gathered = _all_gather(cotangent, axis_name)
-    after = _keep(transitions.Affine(decays, gathered), devices > rank)
+    after = _keep(
+        transitions.Affine(maps.transpose(), gathered), devices > rank
+    )
     zero = jax.tree.map(jnp.zeros_like, cotangent)
     _, update_bar = prefix.exclusive_prefix(after, zero, reverse=True)
 
-    own = jax.tree.map(lambda x: x[rank], decays)
-    transition_bar = transitions.Decay(
-        _decay_cotangent(own, state, update_bar), None
-    )
+    own = jax.tree.map(lambda x: x[rank], maps)
+    transition_bar = own.cotangent(state, update_bar)
     initial_bar = transitions.apply(
-        transitions.Affine(own, cotangent), update_bar
+        transitions.Affine(own.transpose(), cotangent), update_bar
     )
     first = rank == 0
     initial_bar = jax.tree.map(
@@ -121,24 +120,12 @@ def _incoming_bwd(axis_name, residual, cotangent):
 _incoming.defvjp(_incoming_fwd, _incoming_bwd)
 
 
-def _decay_cotangent(decay, state, update_bar):
-    """Cotangent of `log` in `A S`: the sum of `A S * update_bar`."""
-    if decay.log is None:
-        return None
-    total = jnp.zeros_like(decay.log)
-    for s, bar in zip(
-        jax.tree.leaves(state), jax.tree.leaves(update_bar), strict=True
-    ):
-        trailing = tuple(range(decay.log.ndim, s.ndim))
-        total += jnp.sum(decay.act(s) * bar, axis=trailing)
-    return total
-
-
 def _keep(maps, keep):
     """Replaces the maps where `keep` [P] is false by the identity."""
     return jax.tree.map(
-        lambda x: jnp.where(transitions.align(keep, x), x, jnp.zeros_like(x)),
+        lambda x, one: jnp.where(transitions.align(keep, x), x, one),
         maps,
+        transitions.identity_map(maps),
     )
 
 

@@ -1,14 +1,15 @@
 """Transitions of affine recurrences and their composition.
 
 Maps `S -> A S + B` compose: `(A2, B2) after (A1, B1) = (A2 A1, A2 B1 + B2)`.
-Here `A` multiplies the state elementwise, and the kinds differ only in how many
-of the state's axes the decay has:
+Where `A` multiplies the state elementwise, the kinds differ only in how many of
+the state's axes the decay has; where it mixes the keys, it is a matrix:
 
-    kind         log decay     state           members
-    identity     none          [B, H, K, V]    linear attention
-    scalar       [B, H]        [B, H, K, V]    retention, simple GLA, SSD
-    diagonal     [B, H, K]     [B, H, K, V]    GLA, HGRN2
-    elementwise  [B, D, N]     [B, D, N]       Mamba-1, RG-LRU, S5
+    kind         stored            state           members
+    identity     nothing           [B, H, K, V]    linear attention
+    scalar       log [B, H]        [B, H, K, V]    retention, simple GLA, SSD
+    diagonal     log [B, H, K]     [B, H, K, V]    GLA, HGRN2
+    elementwise  log [B, D, N]     [B, D, N]       Mamba-1, RG-LRU, S5
+    dense        matrix [B,H,K,K]  [B, H, K, V]    the delta family
 
 A factor of zero (a document border, a gate of -inf) is no number in a sum of
 logarithms: beside a large finite sum it would be lost, and -inf - -inf is NaN.
@@ -50,11 +51,86 @@ class Decay(NamedTuple):
             x = jnp.where(align(self.zeros, x) > 0, jnp.zeros_like(x), x)
         return x
 
+    def transpose(self) -> "Decay":
+        """The transition that cotangents of the state see: the same."""
+        return self
+
+    def cut(self, where: jax.Array) -> "Decay":
+        """The same with one more factor of zero where `where` is true."""
+        zeros, count = self.zeros, where.astype(jnp.int32)
+        if zeros is not None and zeros.ndim > count.ndim:
+            count = align(count, zeros)
+        elif zeros is not None:
+            zeros = align(zeros, count)
+        return Decay(self.log, _add(zeros, count))
+
+    def identity(self) -> "Decay":
+        """The identity in the shapes of this one."""
+        return jax.tree.map(jnp.zeros_like, self)
+
+    def cotangent(self, state: State, bar: State) -> "Decay":
+        """Cotangent of the transition where `act(state)` has cotangent `bar`.
+
+        That of `log` is the sum of `A S * bar`; `zeros` has none.
+        """
+        if self.log is None:
+            return Decay(None, None)
+        total = jnp.zeros_like(self.log)
+        for s, b in zip(
+            jax.tree.leaves(state), jax.tree.leaves(bar), strict=True
+        ):
+            trailing = tuple(range(total.ndim, s.ndim))
+            total += jnp.sum(self.act(s) * b, axis=trailing)
+        return Decay(total, None)
+
+
+class Dense(NamedTuple):
+    """A transition that mixes the keys: a product of low-rank updates.
+
+    Attributes:
+      matrix: [..., K, K], multiplies every leaf [..., K, V] of the state.
+    """
+
+    matrix: jax.Array
+
+    def compose(self, earlier: "Dense") -> "Dense":
+        """The transition of `earlier` followed by this one."""
+        return Dense(_matmul(self.matrix, earlier.matrix))
+
+    def act(self, x: jax.Array) -> jax.Array:
+        """Multiplies a state leaf [..., K, V]."""
+        return _matmul(self.matrix, x)
+
+    def transpose(self) -> "Dense":
+        """The transition that cotangents of the state see."""
+        return Dense(self.matrix.mT)
+
+    def cut(self, where: jax.Array) -> "Dense":
+        """Zero where `where` is true; aligned to the leading axes."""
+        matrix = self.matrix
+        return Dense(jnp.where(align(where, matrix), 0, matrix))
+
+    def identity(self) -> "Dense":
+        """The identity in the shape of this one."""
+        one = jnp.eye(self.matrix.shape[-1], dtype=self.matrix.dtype)
+        return Dense(
+            jnp.zeros_like(self.matrix)
+            + one.reshape((1,) * (self.matrix.ndim - 2) + one.shape)
+        )
+
+    def cotangent(self, state: State, bar: State) -> "Dense":
+        """Cotangent of the matrix where `act(state)` has cotangent `bar`."""
+        products = jax.tree.map(lambda s, b: _matmul(b, s.mT), state, bar)
+        return Dense(sum(jax.tree.leaves(products)))
+
+
+Transition = Decay | Dense
+
 
 class Affine(NamedTuple):
     """The map `S -> transition S + update`; `update` is shaped as the state."""
 
-    transition: Decay
+    transition: Transition
     update: State
 
 
@@ -84,7 +160,9 @@ def apply(affine: Affine, state: State) -> State:
 
 def identity_map(like: Affine) -> Affine:
     """The map that changes nothing, in the shapes of `like`."""
-    return jax.tree.map(jnp.zeros_like, like)
+    return Affine(
+        like.transition.identity(), jax.tree.map(jnp.zeros_like, like.update)
+    )
 
 
 def reset(affine: Affine, where: jax.Array) -> Affine:
@@ -97,13 +175,7 @@ def reset(affine: Affine, where: jax.Array) -> Affine:
     Returns:
       The map that first sets the state to zero: `S -> B` where cut.
     """
-    log, zeros = affine.transition
-    count = where.astype(jnp.int32)
-    if zeros is not None and zeros.ndim > count.ndim:
-        count = align(count, zeros)
-    elif zeros is not None:
-        zeros = align(zeros, count)
-    return affine._replace(transition=Decay(log, _add(zeros, count)))
+    return affine._replace(transition=affine.transition.cut(where))
 
 
 # Far below the logarithm of any positive float64, -745: exp is exactly 0, and
@@ -136,3 +208,7 @@ def _add(x, y):
     if x is None or y is None:
         return y if x is None else x
     return x + y
+
+
+def _matmul(x, y):
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)

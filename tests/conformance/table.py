@@ -2,6 +2,8 @@
 
 from tests.conformance.rows import attention
 from tests.conformance.rows import convolution
+from tests.conformance.rows import delta
+from tests.conformance.rows import elementwise
 from tests.conformance.rows import linear
 from tests.conformance.rows import state_space
 
@@ -12,6 +14,10 @@ OPERATORS = (
     linear.LIGHTNING,
     linear.GATED,
     state_space.SSD,
+    elementwise.LINEAR_RECURRENCE,
+    elementwise.COMPLEX_RECURRENCE,
+    delta.DELTA,
+    delta.GATED_DELTA,
     convolution.CONVOLUTION,
     attention.ATTENTION,
     attention.WINDOW,

@@ -16,6 +16,7 @@ KINDS = {
     "scalar": ((2, 3), (2, 3), (2, 3, 2, 4)),
     "diagonal": ((2, 3, 2), (2, 3, 2), (2, 3, 2, 4)),
     "elementwise": ((2, 3, 2, 4), (2, 3, 2, 4), (2, 3, 2, 4)),
+    "dense": ((2, 3, 2, 2), None, (2, 3, 2, 4)),
 }
 GATES = np.array([0.0, -1e-6, -0.3, -2.0, -20.0, -1e4], np.float64)
 
@@ -23,6 +24,11 @@ GATES = np.array([0.0, -1e-6, -0.3, -2.0, -20.0, -1e4], np.float64)
 def draw_map(kind, seed, *, complex_log=False, lead=()):
     log, zeros, state = KINDS[kind]
     rng = np.random.default_rng(seed)
+    if kind == "dense":
+        return recurrence.Affine(
+            recurrence.Dense(jnp.asarray(rng.normal(size=(*lead, *log)))),
+            jnp.asarray(rng.normal(size=(*lead, *state))),
+        )
     if log is not None:
         log = rng.choice(GATES, size=(*lead, *log))
         if complex_log:
@@ -40,9 +46,15 @@ def draw_map(kind, seed, *, complex_log=False, lead=()):
 
 
 def dense(affine):
-    """(A, B) as plain numpy arrays of the state's shape."""
-    a = affine.transition.act(jnp.ones_like(affine.update))
-    return np.asarray(a), np.asarray(affine.update)
+    """(A, B) as plain numpy arrays, A as it acts on the columns of B."""
+    b = np.asarray(affine.update)
+    columns = []
+    for i in range(b.shape[-2]):
+        column = np.zeros_like(b)
+        column[..., i, :] = 1
+        columns.append(affine.transition.act(jnp.asarray(column)))
+    # [..., K, V, K]: one matrix a column of the state
+    return np.stack(columns, -1), b
 
 
 @hypothesis.settings(max_examples=30, deadline=None)
@@ -59,7 +71,12 @@ def test_composition_is_associative_and_means_one_after_the_other(kind, seed):
         right = recurrence.compose(recurrence.compose(third, second), first)
         chex.assert_trees_all_close(dense(left), dense(right), rtol=1e-12)
         (a1, b1), (a2, b2), (a3, b3) = map(dense, (first, second, third))
-        expected = (a3 * a2 * a1, a3 * (a2 * b1 + b2) + b3)
+        a3, a2, a1 = (np.swapaxes(a, -2, -3) for a in (a3, a2, a1))
+        act = lambda a, b: np.einsum("...vij,...jv->...iv", a, b)  # noqa: E731
+        expected = (
+            np.swapaxes(a3 @ a2 @ a1, -2, -3),
+            act(a3, act(a2, b1) + b2) + b3,
+        )
         chex.assert_trees_all_close(
             dense(left), expected, rtol=1e-12, atol=1e-300
         )

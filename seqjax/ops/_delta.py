@@ -1,0 +1,187 @@
+"""What the rules that erase before they write share behind their operators."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax import recurrence
+from seqjax.ops import _additive
+from seqjax.ops import _contract
+from seqjax.ops import _delta_chunk
+from seqjax.ops import _delta_forms
+from seqjax.ops import _delta_parts
+from seqjax.ops import _dispatch
+from seqjax.parallel import sequence
+
+# Measured on two CPU cores, B1 H4 K=V=64.
+RECURRENT_UP_TO = 4
+DEFAULT_CHUNK = 64
+
+
+class Rule(NamedTuple):
+    """How an operator runs (hashable).
+
+    Attributes:
+      parts: of a group of chunks, for the chunk form.
+      dense_parts: the same for one chunk of T, differentiable twice.
+      recurrent: (plan, inputs, starts, initial) -> (y, state).
+    """
+
+    parts: object
+    dense_parts: object
+    recurrent: object
+
+
+SCALAR = Rule(
+    _delta_parts.scalar_parts,
+    _delta_parts.dense_scalar_parts,
+    _delta_forms.delta_recurrent,
+)
+READ_FIRST = Rule(
+    _delta_parts.scalar_parts_read_first,
+    _delta_parts.dense_scalar_parts_read_first,
+    _delta_forms.delta_recurrent_read_first,
+)
+
+
+def run(
+    op: str,
+    rule: Rule,
+    inputs: dict,
+    *,
+    steps: int = 1,
+    scale: float,
+    initial: jax.Array | None,
+    options: _contract.Options,
+    dtype,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs a rule on checked inputs.
+
+    Args:
+      op: name of the public operator, for messages and dispatch.
+      rule: how it runs.
+      inputs: by the names that the rule knows, q, k and v among them; q is
+        [B, T, G, K], the others [B, T * steps, ...].  None is kept.
+      steps: writes a token.
+      scale: factor of q.
+      initial: [B, H, K, V] or None for zeros.
+      options: the caller's options; `segment_ids` are checked already.
+      dtype: of accumulation.
+
+    Returns:
+      (y [B, T, H, V], state [B, H, K, V]), both in `dtype`.
+    """
+    q, v = inputs["q"], inputs["v"]
+    batch, length = q.shape[:2]
+    form, chunk_size = _contract.choose_form(
+        op,
+        options,
+        length=length,
+        recurrent_up_to=RECURRENT_UP_TO,
+        default_chunk=max(1, DEFAULT_CHUNK // steps),
+    )
+    segment_ids, axis_name = options.segment_ids, options.axis_name
+    if initial is None:
+        shape = (batch, v.shape[2], q.shape[-1], v.shape[-1])
+        initial = jnp.zeros(shape, dtype)
+    step_ids = segment_ids
+    if step_ids is not None:
+        step_ids = jnp.repeat(step_ids, steps, axis=1)
+    masked = {
+        name: None
+        if x is None
+        else recurrence.mask_padding(
+            segment_ids if name == "q" else step_ids, x
+        )
+        for name, x in inputs.items()
+    }
+    aligned = _contract.align_inputs(
+        dict(
+            inputs=masked,
+            segment_ids=segment_ids,
+            step_ids=step_ids,
+            initial=initial.astype(dtype),
+        ),
+        axis_name,
+    )
+    inputs, initial = aligned["inputs"], aligned["initial"]
+    starts = None
+    if segment_ids is not None:
+        starts = recurrence.segment_starts(aligned["step_ids"])
+    precision = _contract.precision(q, inputs["k"], v)
+    execute = _dispatch.choose(op, options.implementation, form=form, **inputs)
+    local = functools.partial(
+        execute,
+        rule=rule,
+        starts=starts,
+        form=form,
+        chunk_size=chunk_size,
+        steps=steps,
+        scale=scale,
+        dtype=dtype,
+        precision=precision,
+    )
+    if axis_name is None:
+        return local(inputs, initial)
+
+    def of_values(values, state):
+        return local(inputs | {"v": values}, state)
+
+    return sequence.shard_dense(
+        of_values,
+        inputs["v"].astype(dtype),
+        aligned["segment_ids"],
+        initial,
+        axis_name=axis_name,
+    )
+
+
+def run_xla(
+    inputs,
+    initial,
+    *,
+    rule,
+    starts,
+    form,
+    chunk_size,
+    steps,
+    scale,
+    dtype,
+    precision,
+):
+    """A rule in plain JAX; the reference of any kernel."""
+    q, v = inputs["q"], inputs["v"]
+    if v.size == 0:
+        return jnp.zeros((*q.shape[:2], *v.shape[2:]), dtype), initial
+    plan = _delta_chunk.make_plan(
+        rule.parts,
+        v,
+        chunk_size=chunk_size,
+        steps=steps,
+        scale=scale,
+        dtype=dtype,
+        precision=precision,
+    )
+    if form == "chunk":
+        return _delta_chunk.delta_chunk(plan, inputs, starts, initial)
+    if form == "recurrent":
+        return rule.recurrent(plan, inputs, starts, initial)
+    plan = _delta_forms.parallel_plan(plan, rule.dense_parts, q.shape[1])
+    return _delta_forms.solve_parallel(plan, inputs, starts, initial)
+
+
+def register(op: str) -> None:
+    """Gives `op` its row of implementations."""
+    _dispatch.IMPLEMENTATIONS[op] = {"xla": _dispatch.Implementation(run_xla)}
+
+
+def finish(op: str, y, state, v, state_dtype, dtype):
+    """Casts results to what the contract promises."""
+    state_dtype = _contract.check_state_dtype(op, state_dtype, dtype)
+    return y.astype(v.dtype), state.astype(state_dtype)
+
+
+check_heads = _additive.check_heads
+check_scale = _additive.check_scale
