@@ -75,6 +75,14 @@ def _ssd_inputs(key, sizes, dtype):
     return x.astype(dtype), dt, A, B.astype(dtype), C.astype(dtype)
 
 
+def _recurrence_inputs(key, sizes, dtype):
+    shape = (sizes.batch, sizes.length, sizes.heads * sizes.value_dim)
+    x_key, gate_key = jax.random.split(key)
+    x = jax.random.normal(x_key, shape)
+    log_decay = jax.nn.log_sigmoid(jax.random.normal(gate_key, shape) + 3)
+    return x.astype(dtype), log_decay
+
+
 def _convolution_inputs(key, sizes, dtype):
     width, channels = 4, sizes.heads * sizes.value_dim
     x_key, weight_key = jax.random.split(key)
@@ -112,6 +120,11 @@ CASES = {
         baseline=baseline_scan.gated_linear_attention,
     ),
     "ssd": Case(ops.ssd, _ssd_inputs, baseline=baseline_scan.ssd),
+    "linear_recurrence": Case(
+        ops.linear_recurrence,
+        _recurrence_inputs,
+        baseline=baseline_scan.linear_recurrence,
+    ),
     "softmax_attention": Case(ops.softmax_attention, _attention_inputs),
     "short_convolution": Case(
         ops.short_convolution, _convolution_inputs, forms=()

@@ -83,3 +83,18 @@ def ssd(x, dt, A, B, C):
     queries = jnp.repeat(C, per_group, axis=2)
     y = _scan(queries, keys, dt[..., None] * x, dt * A[None, None, :])
     return y.astype(x.dtype)
+
+
+def linear_recurrence(x, log_decay):
+    """One number an element: h = exp(log_decay) h + x, both [B,T,D]."""
+
+    def step(state, token):
+        x, g = token
+        state = jnp.exp(g) * state + x
+        return state, state
+
+    inputs = (x.astype(jnp.float32), log_decay.astype(jnp.float32))
+    time_first = tuple(jnp.moveaxis(x, 1, 0) for x in inputs)
+    start = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
+    _, h = jax.lax.scan(step, start, time_first)
+    return jnp.moveaxis(h, 0, 1).astype(x.dtype)

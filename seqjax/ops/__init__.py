@@ -9,7 +9,11 @@ both differentiable; every form is the same function.
 from seqjax.ops._dispatch import (
     chosen_implementations as chosen_implementations,
 )
+from seqjax.ops.comba import comba as comba
 from seqjax.ops.delta_rule import delta_rule as delta_rule
+from seqjax.ops.gated_delta_product import (
+    gated_delta_product as gated_delta_product,
+)
 from seqjax.ops.gated_linear_attention import (
     gated_linear_attention as gated_linear_attention,
 )
@@ -23,6 +27,7 @@ from seqjax.ops.mlstm import MLSTMState as MLSTMState
 from seqjax.ops.mlstm import mlstm as mlstm
 from seqjax.ops.retention import retention as retention
 from seqjax.ops.retention import retention_log_decay as retention_log_decay
+from seqjax.ops.rwkv6 import rwkv6 as rwkv6
 from seqjax.ops.short_convolution import short_convolution as short_convolution
 from seqjax.ops.softmax_attention import AttentionState as AttentionState
 from seqjax.ops.softmax_attention import attention_cache as attention_cache

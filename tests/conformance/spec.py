@@ -96,6 +96,7 @@ class Operator:
             of T tokens, in the dtype of the inputs.
         forgets: whether the final state holds nothing of earlier documents (a
             cache of tokens may).
+        complex_inputs: whether inputs are complex (there is no half precision).
         second_order: whether forward mode over reverse mode is promised for
             recurrent and parallel.
     """
@@ -125,6 +126,7 @@ class Operator:
     faults: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     capacity_is_length: bool = False
     forgets: bool = True
+    complex_inputs: bool = False
     second_order: bool = True
 
     def timed(self, inputs) -> list[str]:
@@ -218,7 +220,8 @@ def loss(result: Result, problem: Problem) -> float:
 
 
 def _wide(x):
-    return x if np.iscomplexobj(x) else np.asarray(x, np.float64)
+    wide = np.complex128 if np.iscomplexobj(x) else np.float64
+    return np.asarray(x, wide)
 
 
 def error(a, b) -> float:

@@ -1,6 +1,7 @@
 """The operators under test: the suite runs over this table and nothing else."""
 
 from tests.conformance.rows import attention
+from tests.conformance.rows import channel
 from tests.conformance.rows import convolution
 from tests.conformance.rows import delta
 from tests.conformance.rows import elementwise
@@ -13,11 +14,15 @@ OPERATORS = (
     linear.RETENTION,
     linear.LIGHTNING,
     linear.GATED,
+    channel.GATED,
+    channel.RWKV6,
     state_space.SSD,
     elementwise.LINEAR_RECURRENCE,
     elementwise.COMPLEX_RECURRENCE,
     delta.DELTA,
     delta.GATED_DELTA,
+    delta.PRODUCT,
+    delta.COMBA,
     convolution.CONVOLUTION,
     attention.ATTENTION,
     attention.WINDOW,

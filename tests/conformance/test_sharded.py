@@ -91,9 +91,9 @@ def sharded(operator, devices, check_vma, inside, options, specs):
 
         def loss(inputs, state):
             (y, leaves), raw = op(inputs, state, segment_ids)
-            total = jax.lax.psum(jnp.sum(y * ct_y), "seq")
+            total = jax.lax.psum(jnp.sum(y * ct_y).real, "seq")
             for x, ct in zip(leaves, ct_state, strict=True):
-                total += jnp.sum(x * ct)
+                total += jnp.sum(x * ct).real
             return total, (y, leaves, raw)
 
         (_, aux), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(

@@ -1,0 +1,69 @@
+"""Sequence parallelism of elementwise recurrences.
+
+    h_t = a_t h_{t-1} + x_t
+
+A shard is walked twice, and neither walk needs another device: once over x from
+a zero state, which gives what the shard writes, and once over nothing from a
+state of ones, which gives the decay from its start through every token.  The
+last values of both are the shard's affine map, which is exchanged
+(`recurrence.incoming_state`); the incoming state then enters by one product.
+
+Decays are multiplied up, not summed as logarithms: a sum of phases of complex
+gates does not vanish as it grows, and would lose its digits.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from seqjax import recurrence
+
+# Below this a shard lets nothing through that float64 could see.
+_NOTHING = 1e-20
+
+
+def shard_elementwise(
+    local: Callable,
+    x: jax.Array,
+    log_decay: jax.Array,
+    segment_ids: jax.Array | None,
+    initial: jax.Array,
+    *,
+    axis_name: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs `local` on this device's shard as part of the whole sequence.
+
+    Args:
+      local: `(x, log_decay, starts, initial) -> (h, state)`, the recurrence on
+        one device.
+      x: [B, T/P, ...].
+      log_decay: like `x`; padding is masked out of both.
+      segment_ids: int32 [B, T/P] or None.
+      initial: [B, ...], in front of the whole sequence.
+      axis_name: mesh axis along which time is sharded.
+
+    Returns:
+      (h [B, T/P, ...], state [B, ...] behind the whole sequence, the same on
+      every device).
+    """
+    starts = None
+    if segment_ids is not None:
+        starts = recurrence.segment_starts(segment_ids)
+    h, write = local(x, log_decay, starts, jnp.zeros_like(initial))
+    head, total = local(
+        jnp.zeros_like(x), log_decay, starts, jnp.ones_like(initial)
+    )
+    affine = recurrence.Affine(decay_of_product(total), write)
+    state = recurrence.incoming_state(affine, initial, segment_ids, axis_name)
+    h = h + head * state[:, None]
+    final = recurrence.apply(affine, state)
+    return h, recurrence.last_device(final, axis_name)
+
+
+def decay_of_product(product: jax.Array) -> recurrence.Decay:
+    """The transition that multiplies by `product`, of size 0 to 1."""
+    nothing = jnp.abs(product) < _NOTHING
+    return recurrence.Decay(
+        jnp.log(jnp.where(nothing, 1, product)), nothing.astype(jnp.int32)
+    )
