@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import models
+from seqjax.generation import _arguments
 from seqjax.generation import decoding
 from seqjax.generation import sampling
 
@@ -46,15 +47,8 @@ def generate(
       ValueError: an argument out of range, or a token outside the vocabulary.
     """
     sampler = sampling.Sampler(temperature, top_k, top_p)
-    if max_new_tokens < 1:
-        raise ValueError(
-            f"max_new_tokens must be at least 1, got {max_new_tokens}"
-        )
-    if key is None and not sampler.greedy:
-        raise ValueError(
-            f"key must be a random key at temperature {temperature}, got "
-            f"None; pass jax.random.key(seed), or temperature 0"
-        )
+    _arguments.check_whole("max_new_tokens", max_new_tokens)
+    _arguments.check_key(key, temperature)
     prompts = np.asarray(tokens)
     if prompts.ndim != 2 or prompts.size == 0 or prompts.dtype.kind not in "iu":
         raise ValueError(

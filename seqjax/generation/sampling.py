@@ -11,6 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from seqjax.generation import _arguments
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
@@ -32,18 +34,21 @@ class Sampler:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(
-                f"temperature must be a finite number of at least 0, got "
-                f"{self.temperature}"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(
-                f"top_k must be at least 1 or None, got {self.top_k}"
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"top_p must be above 0 and at most 1 or None, got {self.top_p}"
+        _arguments.check_number(
+            "temperature",
+            self.temperature,
+            "a finite number of at least 0",
+            low=0,
+            high=math.inf,
+        )
+        _arguments.check_whole("top_k", self.top_k, optional=True)
+        if self.top_p is not None:
+            _arguments.check_number(
+                "top_p",
+                self.top_p,
+                "a number above 0 and at most 1, or None",
+                low=math.ulp(0.0),
+                high=1,
             )
         if self.greedy and (self.top_k is not None or self.top_p is not None):
             raise ValueError(

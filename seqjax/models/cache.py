@@ -18,8 +18,7 @@ class ModelCache(NamedTuple):
     """State of a language model after the tokens seen so far.
 
     Attributes:
-      states: for each position of the pattern the state of its layers, every
-        leaf with a leading axis of length `repeats`.
+      states: of every layer, first layer first, as its mixer returns it.
       segment: int32 [B], document id of the last real token, -1 if none yet.
       position: int32 [B], index in its document of the token to come, if it
         belongs to the same document.
@@ -37,6 +36,7 @@ class Entry(NamedTuple):
       segment_ids: int32 [B, T] or None: one document, no padding, no state.
       positions: int32 [B, T], index of each token in its document.
       restart: bool [B], rows whose states must be emptied first.
+      fresh: bool [B], rows that no token has reached yet; None where all are.
       segment: int32 [B], to be kept in the cache.
       position: int32 [B], to be kept in the cache.
     """
@@ -44,6 +44,7 @@ class Entry(NamedTuple):
     segment_ids: jax.Array | None
     positions: jax.Array
     restart: jax.Array
+    fresh: jax.Array | None
     segment: jax.Array
     position: jax.Array
 
@@ -68,6 +69,7 @@ def enter(
             None,
             jnp.broadcast_to(steps, shape),
             jnp.zeros((batch,), bool),
+            None,
             jnp.zeros((batch,), jnp.int32),
             jnp.full((batch,), length, jnp.int32),
         )
@@ -95,23 +97,49 @@ def enter(
         segment_ids,
         positions,
         restart,
+        None if cache is None else cache.segment == segments.PADDING,
         jnp.where(any_real, jnp.max(segment_ids, axis=1), before),
         jnp.where(any_real, positions[:, -1] + 1, offset),
     )
 
 
-def empty_rows(state: Any, empty: Any, rows: jax.Array) -> Any:
-    """Sets some rows of a stacked layer state to the empty state.
+def stack(states: tuple[Any, ...], size: int) -> tuple[Any, ...]:
+    """States of all layers as one a place of the pattern, repeats stacked.
 
     Args:
-      state: leaves [repeats, B, ...].
+      states: one a layer, leaves [B, ...].
+      size: layers of the pattern.
+
+    Returns:
+      `size` states, leaves [repeats, B, ...].
+    """
+    return tuple(
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *states[place::size])
+        for place in range(size)
+    )
+
+
+def unstack(states: tuple[Any, ...], repeats: int) -> tuple[Any, ...]:
+    """What `stack` was given."""
+    return tuple(
+        jax.tree.map(lambda leaf, i=i: leaf[i], state)
+        for i in range(repeats)
+        for state in states
+    )
+
+
+def empty_rows(state: Any, empty: Any, rows: jax.Array) -> Any:
+    """Sets some rows of a layer's state to the empty state.
+
+    Args:
+      state: leaves [B, ...].
       empty: the state before any token, leaves of one row that broadcast.
       rows: bool [B].
     """
 
     def one(leaf: jax.Array, start: jax.Array) -> jax.Array:
-        where = rows.reshape((1, -1) + (1,) * (leaf.ndim - 2))
-        return jnp.where(where, start[None], leaf)
+        where = rows.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(where, start, leaf)
 
     if isinstance(state, ops.AttentionState):
         # Keys and values that belong to no document have weight 0: leave

@@ -4,89 +4,26 @@
 
 The layers of one pattern are written out; its repeats are one `scan` over
 stacked parameters, so that tracing and compiling take as long for a hundred
-repeats as for one.
+repeats as for one.  Only a decode step, one token with a cache, is written out
+layer by layer, so that each layer's state is updated where it lies.
 """
 
 from typing import Any
 
 from flax import linen as nn
 import jax
-from jax import core
 import jax.numpy as jnp
-import numpy as np
 
 from seqjax import layers
-from seqjax import ops
 from seqjax.layers import norms
-from seqjax.layers import slopes as slopes_lib
+from seqjax.models import blocks
 from seqjax.models import cache as cache_lib
+from seqjax.models import checks
 from seqjax.models import config as config_lib
 from seqjax.models import mixers
 from seqjax.recurrence import segments
 
 ModelCache = cache_lib.ModelCache
-
-
-class Block(nn.Module):
-    """One layer: a mixer and an MLP, each after a norm and added back."""
-
-    config: config_lib.LanguageModelConfig
-    kind: str
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        state: Any,
-        log_decay: jax.Array | None,
-        segment_ids: jax.Array | None,
-        positions: jax.Array,
-    ) -> tuple[jax.Array, Any]:
-        """Maps x [B, T, D] and the layer's state to the next ones."""
-        config = self.config
-        mixer = mixers.build(config, self.kind, name="mixer")
-        normed = layers.RMSNorm(config.norm_eps, name="mixer_norm")(x)
-        y, state = mixers.mix(
-            mixer, normed, state, segment_ids, positions, log_decay
-        )
-        x = x + y
-        mlp = layers.SwiGLU(
-            config.resolved_mlp_width,
-            jnp.dtype(config.dtype),
-            mixers.residual_scale(config),
-            name="mlp",
-        )
-        return x + mlp(layers.RMSNorm(config.norm_eps, name="mlp_norm")(x)), (
-            state
-        )
-
-
-class Repeat(nn.Module):
-    """The layers of one repeat of the pattern."""
-
-    config: config_lib.LanguageModelConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        states: tuple[Any, ...],
-        log_decays: tuple[jax.Array | None, ...],
-        segment_ids: jax.Array | None,
-        positions: jax.Array,
-    ) -> tuple[jax.Array, tuple[Any, ...]]:
-        """Maps x [B, T, D] and one state a layer to the next ones."""
-        block = Block
-        if self.config.remat:
-            block = nn.remat(Block, prevent_cse=False)
-        following = []
-        for i, kind in enumerate(self.config.pattern):
-            layer = block(self.config, kind, name=f"layer_{i}")
-            x, state = layer(
-                x, states[i], log_decays[i], segment_ids, positions
-            )
-            following.append(state)
-        return x, tuple(following)
 
 
 class LanguageModel(nn.Module):
@@ -111,18 +48,20 @@ class LanguageModel(nn.Module):
           `ModelCache`.
 
         Raises:
-          ValueError: batch or capacity is less than 1.
+          ValueError: batch or capacity is no int of at least 1.
         """
         for name, value in (("batch", batch), ("capacity", capacity)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        stack = (self.config.repeats,)
-        states = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf[None], stack + leaf.shape),
-            self._empty_states(batch, capacity),
-        )
+            if type(value) is not int or value < 1:
+                raise ValueError(
+                    f"{name} must be an int of at least 1, got {value!r}"
+                )
+        states = [
+            self._empty_states(batch, capacity)
+            for _ in range(self.config.repeats)
+        ]
+        # Whoever takes the cache over writes into its arrays: no two are one.
         return ModelCache(
-            states,
+            jax.tree.map(jnp.copy, sum(states, ())),
             jnp.full((batch,), segments.PADDING, jnp.int32),
             jnp.zeros((batch,), jnp.int32),
         )
@@ -137,8 +76,17 @@ class LanguageModel(nn.Module):
             self.unembedding = self.param(
                 "unembedding", init, shape, jnp.float32
             )
+        self.lower_bounds = {
+            kind: self.param(
+                f"{kind}_lower_bounds",
+                nn.initializers.zeros,
+                (config.depth, channels),
+                jnp.float32,
+            )
+            for kind, channels in mixers.lower_bound_channels(config).items()
+        }
         self.layers = nn.scan(
-            Repeat,
+            blocks.Repeat,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),  # pyright: ignore
@@ -194,33 +142,78 @@ class LanguageModel(nn.Module):
         cache: ModelCache | None,
         segment_ids: jax.Array | None,
     ) -> tuple[jax.Array, ModelCache]:
-        _check_call(tokens, segment_ids, cache, self.capacity(cache))
-        self.check_room(cache, segment_ids, tokens.shape)
+        checks.check_call(self.config, tokens, cache, segment_ids)
         entry = cache_lib.enter(cache, segment_ids, tokens.shape)
-        states: tuple[Any, ...] = (None,) * len(self.config.pattern)
-        if cache is not None:
-            states = cache.states
-            # Without ids every row goes on with the document it is in.
-            if segment_ids is not None:
-                states = tuple(
-                    cache_lib.empty_rows(state, empty, entry.restart)
-                    for state, empty in zip(
-                        states, self._empty_states(1, 1), strict=True
-                    )
-                )
+        states = None if cache is None else cache.states
+        # Without ids every row goes on with the document it is in.
+        if states is not None and segment_ids is not None:
+            empty = self._empty_states(1, 1) * self.config.repeats
+            states = tuple(
+                cache_lib.empty_rows(*pair, entry.restart)
+                for pair in zip(states, empty, strict=True)
+            )
         if segment_ids is not None:
             tokens = jnp.where(segment_ids == segments.PADDING, 0, tokens)
         # Negative indices would count from the end; past it they give NaN.
         tokens = jnp.where(tokens < 0, self.config.vocab_size, tokens)
         x = jnp.take(self.embedding, tokens, axis=0)
-        x, states = self.layers(
-            x.astype(self.config.dtype),
-            states,
-            self._log_decays(),
-            entry.segment_ids,
-            entry.positions,
-        )
+        x = x.astype(self.config.dtype)
+        step = cache is not None and tokens.shape[1] == 1
+        through = self._unrolled if step else self._scanned
+        x, states = through(x, states, entry)
         return x, ModelCache(states, entry.segment, entry.position)
+
+    def _scanned(
+        self,
+        x: jax.Array,
+        states: tuple[Any, ...] | None,
+        entry: cache_lib.Entry,
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        """All layers, the repeats in one scan."""
+        stacked = (None,) * len(self.config.pattern)
+        if states is not None:
+            stacked = cache_lib.stack(states, len(self.config.pattern))
+        (x, _), stacked = self.layers(
+            (x, mixers.shared(self.config, x.shape[:2])),
+            stacked,
+            mixers.rows(self.config, self.lower_bounds),
+            entry.segment_ids,
+            mixers.Place(entry.positions, entry.fresh),
+        )
+        return x, cache_lib.unstack(stacked, self.config.repeats)
+
+    def _unrolled(
+        self,
+        x: jax.Array,
+        states: tuple[Any, ...] | None,
+        entry: cache_lib.Entry,
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        """All layers one after another, with slices of the same parameters.
+
+        A scan would copy every state in and out, and so a decode step would
+        cost two copies of the cache.
+        """
+        if states is None or self.is_initializing():
+            return self._scanned(x, states, entry)
+        params = self.variables["params"]["layers"]
+        repeat = blocks.Repeat(self.config, parent=None)
+        size, after = len(self.config.pattern), ()
+        rows = mixers.rows(self.config, self.lower_bounds)
+        stream = x, mixers.shared(self.config, x.shape[:2])
+        for i in range(self.config.repeats):
+            own, own_rows = jax.tree.map(
+                lambda leaf, i=i: leaf[i], (params, rows)
+            )
+            stream, following = repeat.apply(
+                {"params": own},
+                stream,
+                states[i * size : (i + 1) * size],
+                own_rows,
+                entry.segment_ids,
+                mixers.Place(entry.positions, entry.fresh),
+            )
+            after += following
+        return stream[0], after
 
     def _logits(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, vocab], float32, of x [B, T, D]."""
@@ -241,112 +234,4 @@ class LanguageModel(nn.Module):
                 batch, capacity
             )
             for kind in self.config.pattern
-        )
-
-    @nn.nowrap
-    def _log_decays(self) -> tuple[jax.Array | None, ...]:
-        """Per position of the pattern [repeats, H], where it is lightning."""
-        config = self.config
-        if "lightning" not in config.pattern:
-            return (None,) * len(config.pattern)
-        table = slopes_lib.log_decay(config.slopes, config.heads, config.depth)
-        table = table.reshape(config.repeats, len(config.pattern), -1)
-        return tuple(
-            table[:, i] if kind == "lightning" else None
-            for i, kind in enumerate(config.pattern)
-        )
-
-    @nn.nowrap
-    def capacity(self, cache: ModelCache | None) -> int | None:
-        """Tokens a row of the cache may hold; None where there is no bound."""
-        state = self._bounded(cache)
-        return None if state is None else state.k.shape[2]
-
-    @nn.nowrap
-    def written(self, cache: ModelCache | None) -> jax.Array | None:
-        """Tokens that each row [B] holds; None where there is no bound."""
-        state = self._bounded(cache)
-        return None if state is None else state.length[0]
-
-    @nn.nowrap
-    def check_room(
-        self,
-        cache: ModelCache | None,
-        segment_ids: jax.Array | None,
-        shape: tuple[int, ...],
-    ) -> None:
-        """Refuses tokens past the capacity of softmax attention.
-
-        Counts real tokens, behind those that rows going on with their document
-        have written.  Under `jit` these numbers are unknown, and only the
-        static check of `__call__` is left.
-
-        Args:
-          cache: as in a call.
-          segment_ids: as in a call.
-          shape: (B, T) of the tokens.
-
-        Raises:
-          ValueError: a row would hold more than the cache has room for.
-        """
-        capacity, written = self.capacity(cache), self.written(cache)
-        known = (written, segment_ids, cache and cache.segment)
-        if capacity is None or any(isinstance(x, core.Tracer) for x in known):
-            return
-        used, new = np.asarray(written), np.full(shape[0], shape[1])
-        if segment_ids is not None and cache is not None:
-            ids = np.asarray(segment_ids)
-            real = ids != segments.PADDING
-            new = real.sum(axis=1)
-            first = ids[np.arange(shape[0]), real.argmax(axis=1)]
-            last = np.asarray(cache.segment)
-            used = np.where((first == last) | (new == 0), used, 0)
-        most = int(np.max(used + new, initial=0))
-        if most > capacity:
-            row = int(np.argmax(used + new))
-            raise ValueError(
-                f"tokens: row {row} has {new[row]} more tokens, but the cache"
-                f" holds {capacity} and {used[row]} are written; make it with"
-                f" model.init_cache(batch, capacity) of at least {most}"
-            )
-
-    @nn.nowrap
-    def _bounded(self, cache: ModelCache | None) -> ops.AttentionState | None:
-        config = self.config
-        if cache is None or "attention" not in config.pattern:
-            return None
-        if config.window is not None:
-            return None
-        return cache.states[config.pattern.index("attention")]
-
-
-def _check_call(
-    tokens: jax.Array,
-    segment_ids: jax.Array | None,
-    cache: ModelCache | None,
-    capacity: int | None,
-) -> None:
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(
-            f"tokens must be int32 [B, T], got {tokens.dtype} "
-            f"{list(tokens.shape)}"
-        )
-    if segment_ids is not None and (
-        segment_ids.shape != tokens.shape
-        or not jnp.issubdtype(segment_ids.dtype, jnp.integer)
-    ):
-        raise ValueError(
-            f"segment_ids must be int32 {list(tokens.shape)} like tokens, got "
-            f"{segment_ids.dtype} {list(segment_ids.shape)}"
-        )
-    if cache is not None and cache.segment.shape != tokens.shape[:1]:
-        raise ValueError(
-            f"cache must have one row for each of tokens, got "
-            f"{cache.segment.shape[0]} rows for {tokens.shape[0]}"
-        )
-    if capacity is not None and tokens.shape[1] > capacity:
-        raise ValueError(
-            f"tokens has {tokens.shape[1]} positions, but the cache holds "
-            f"{capacity}; make it with init_cache(batch, capacity) of at least "
-            f"all tokens to come"
         )

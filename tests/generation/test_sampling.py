@@ -55,6 +55,27 @@ def test_tiny_top_p_keeps_the_likeliest():
     assert np.isfinite(masked).sum() == 4
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-300])
+def test_the_coldest_draws_are_the_likeliest_token(temperature):
+    sampler = generation.Sampler(temperature, top_p=0.9)
+    masked = np.asarray(sampler.mask(jnp.asarray(LOGITS)))
+    assert not np.isnan(masked).any() and (masked.max(-1) == 0).all()
+    keys = jax.random.split(jax.random.key(0), 4)
+    np.testing.assert_array_equal(
+        sampler(jnp.asarray(LOGITS), keys), LOGITS.argmax(-1)
+    )
+
+
+def test_top_p_of_one_keeps_every_token():
+    # Far below what a sum of float32 probabilities tells from 1.
+    logits = jnp.asarray([[0.0, -30.0, -60.0, -80.0]])
+    for sampler in (
+        generation.Sampler(1.0, top_p=1.0),
+        generation.Sampler(1.0, top_p=1),
+    ):
+        np.testing.assert_array_equal(sampler.mask(logits), logits)
+
+
 def test_greedy_is_argmax():
     drawn = generation.Sampler()(jnp.asarray(LOGITS))
     assert drawn.dtype == jnp.int32
@@ -93,9 +114,16 @@ def test_keys_are_folds_of_row_and_position():
     [
         ((-1.0,), "temperature must be a finite number of at least 0, got -1"),
         ((float("nan"),), "temperature must be a finite number"),
-        ((1.0, 0), "top_k must be at least 1 or None, got 0"),
-        ((1.0, None, 0.0), "top_p must be above 0 and at most 1"),
-        ((1.0, None, 1.5), "top_p must be above 0 and at most 1"),
+        ((1.0, 0), "top_k must be an int of at least 1 or None, got 0"),
+        ((True,), "temperature must be a finite number .* got True"),
+        (("hot",), "temperature must be a finite number .* got 'hot'"),
+        ((np.inf,), "temperature must be a finite number .* got inf"),
+        ((1.0, 2.0), "top_k must be an int of at least 1 or None, got 2.0"),
+        ((1.0, True), "top_k must be an int of at least 1 or None, got True"),
+        ((1.0, None, 0.0), "top_p must be a number above 0 and at most 1"),
+        ((1.0, None, 1.5), "top_p must be a number above 0 and .* got 1.5"),
+        ((1.0, None, np.nan), "top_p must be a number above 0 and .* got nan"),
+        ((1.0, None, "all"), "top_p must be a number above 0 and .* got 'all'"),
         ((0.0, 5), "top_k and top_p must be None at temperature 0"),
     ],
 )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqjax import layers
 from seqjax import models
 
 B, T, CAPACITY = 3, 17, 24
@@ -41,14 +42,14 @@ def setup():
     config = models.LanguageModelConfig(
         vocab_size=29,
         width=16,
-        pattern=("gla", "retnet", "attention", "lightning", "mamba2"),
+        pattern=("simple_gla", "retnet", "attention", "lightning", "mamba2"),
         repeats=2,
         heads=2,
-        key_value_heads=1,
         mlp_width=24,
-        output_gate="headwise",
-        mamba2_head_dim=8,
-        mamba2_state_size=4,
+        attention=layers.AttentionOptions(
+            key_value_heads=1, output_gate="headwise"
+        ),
+        mamba2=layers.Mamba2Options(head_dim=8, state_size=4),
         dtype="float64",
     )
     config.validate()
@@ -110,11 +111,11 @@ def test_split_anywhere(at):
     np.testing.assert_array_equal(cache.segment, [2, 4, 7])
     np.testing.assert_array_equal(cache.position, [8, 17, 4])
     # All but attention, which forgets other documents at a new call.
-    states = (cache.states, packed()[1].states)
-    for a, b in zip(
-        *(jax.tree.leaves(s[:2] + s[3:]) for s in states), strict=True
+    for i, pair in enumerate(
+        zip(cache.states, packed()[1].states, strict=True)
     ):
-        close(a, b)
+        if i % 5 != 2:
+            jax.tree.map(close, *pair)
 
 
 def test_one_token_at_a_time():
