@@ -109,23 +109,22 @@ def _forward(plan, q, k, v, log_decay, starts, initial):
     final, (y, states) = jax.lax.scan(
         step, layout.heads(initial, heads), inputs
     )
-    residual = (q, k, v, log_decay, starts, states)
+    residual = (inputs, log_decay, states)
     return (layout.join(y, length), layout.unheads(final)), residual
 
 
 def _backward(plan, residual, cotangents):
-    q, k, v, log_decay, starts, states = residual
+    inputs, log_decay, states = residual
     y_bar, final_bar = cotangents
-    length = q.shape[1]
-    heads = (q.shape[2], v.shape[2] // q.shape[2])
-    inputs = _split(plan, q, k, v, log_decay, starts)
-    y_bars = layout.group(plan, y_bar)
+    length = y_bar.shape[1]
+    heads = (inputs[2].shape[3], inputs[2].shape[5])
+    y_bars = layout.split_values(plan, y_bar, heads[0])
     constant = _constant_decays(plan, log_decay, heads)
 
     def step(state_bar, group):
         inputs, y_bar, before = group
         q, k, v, decays = _load(plan, inputs, constant)
-        y_bar = plan.scale * layout.values(plan, y_bar, q.shape[2])
+        y_bar = plan.scale * y_bar
         total = layout.of_state(decays.total)
 
         # dS: every chunk maps the cotangent behind it to the one before it.
@@ -178,8 +177,8 @@ def _backward(plan, residual, cotangents):
         (inputs, y_bars, states),
         reverse=True,
     )
-    q_bar, k_bar, v_bar = (layout.join(g, length) for g in grads[:3])
-    log_bar = grads[3]
+    *grads, log_bar = grads
+    grads = [layout.join(g, length) for g in grads]
     if log_bar is None:
         # Nothing to differentiate: no decay, or a constant one.
         log_bar = None if log_decay is None else jnp.zeros_like(log_decay)
@@ -192,9 +191,7 @@ def _backward(plan, residual, cotangents):
         # A gate of -inf stays where it is: its gradient is 0.
         log_bar = jnp.where(recurrence.vanishes(log_decay), 0, log_bar)
     return (
-        q_bar.astype(q.dtype),
-        k_bar.astype(k.dtype),
-        v_bar.astype(v.dtype),
+        *(g.astype(x.dtype) for g, x in zip(grads, inputs[:3], strict=True)),
         log_bar,
         None,
         layout.unheads(initial_bar),
@@ -215,11 +212,23 @@ def _mm(plan, subscripts, x, y):
 
 
 def _split(plan, q, k, v, log_decay, starts):
+    """Inputs in the order in which the scan and its products read them.
+
+    They are also the residuals: one transposition serves both directions.
+    """
+    groups = q.shape[2]
     if log_decay is not None and log_decay.ndim == 1:
         log_decay = None  # see _constant_decays
-    return tuple(
-        None if x is None else layout.group(plan, x)
-        for x in (q, k, v, log_decay, starts)
+    return (
+        layout.split_keys(plan, q),
+        layout.split_keys(plan, k),
+        layout.split_values(plan, v, groups),
+        None
+        if log_decay is None
+        else layout.split_gates(plan, log_decay, groups),
+        None
+        if starts is None
+        else layout.split_gates(plan, starts[..., None], 1),
     )
 
 
@@ -248,23 +257,13 @@ def _sum_chunks(tree):
 
 def _load(plan, group, constant):
     """One step's q, k [n,B,G,C,K], v [n,B,G,C,R,V], and its decays."""
-    q, k, v, log_decay, starts = group
-    groups = q.shape[2]
-    q, k = layout.keys(plan, q), layout.keys(plan, k)
-    v = layout.values(plan, v, groups)
+    *tokens, log_decay, starts = group
+    q, k, v = (x.astype(plan.dtype) for x in tokens)
     if constant is not None:
         return q, k, v, constant
-    if log_decay is not None:
-        log_decay = layout.values(plan, log_decay[..., None], groups)[..., 0]
-        log_decay = jnp.swapaxes(log_decay, -1, -2)
-    if starts is not None:
-        starts = starts.reshape(
-            starts.shape[0], plan.group, 1, 1, plan.chunk_size
-        )
-        starts = jnp.moveaxis(starts, 1, 0)
     log, zeros = _decays.finite_part(log_decay, starts)
     sums = None if log is None else _decays.two_float_sums(log, starts)
-    n, batch, _, size, repeat, _ = v.shape
+    n, batch, groups, size, repeat, _ = v.shape
     decays = _decays.chunk_decays(
         log,
         zeros,
