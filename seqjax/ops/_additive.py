@@ -1,14 +1,15 @@
-"""What the scalar-gate operators share behind their public functions."""
+"""What the additive operators share behind their public functions."""
 
 from collections.abc import Callable
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqjax import recurrence
+from seqjax.ops import _channel_chunk
+from seqjax.ops import _channel_forms
 from seqjax.ops import _contract
 from seqjax.ops import _dispatch
 from seqjax.ops import _scalar_chunk
@@ -34,6 +35,7 @@ def additive(
     options: _contract.Options,
     dtype,
     decay_gradient: bool = True,
+    read_before: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs the additive rule on checked inputs.
 
@@ -42,12 +44,14 @@ def additive(
       q: [B, T, G, K].
       k: [B, T, G, K].
       v: [B, T, H, V], H a multiple of G.
-      log_decay: [H], [B, T, H] or None, any real dtype.
+      log_decay: [H], [B, T, H], [B, T, H, K] or None, any real dtype.
       scale: factor of q.
       initial: [B, H, K, V] or None for zeros.
       options: the caller's options; `segment_ids` are checked already.
       dtype: of accumulation.
       decay_gradient: False where `log_decay` is a constant of the operator.
+      read_before: read the state before the token's decay and write (RWKV);
+        needs `log_decay` of tokens.
 
     Returns:
       (y [B, T, H, V], state [B, H, K, V]), both in `dtype`.
@@ -91,13 +95,16 @@ def additive(
         precision=precision,
         decay_gradient=decay_gradient,
     )
+    if read_before:
+        local = _reading_before(local)
     if axis_name is not None:
-        return sequence.shard_scalar(
+        return sequence.shard_additive(
             local,
             **inputs,
             scale=scale,
             precision=precision,
             axis_name=axis_name,
+            read_before=read_before,
         )
     segment_ids = inputs.pop("segment_ids")
     starts = None
@@ -135,7 +142,7 @@ def gated(
       k: [B, T, Hk, K].
       v: [B, T, H, V].
       log_decay: of shape `axes`, or None with `default`.
-      axes: "H" or "B T H".
+      axes: "H", "B T H" or "B T H K".
       default: gives the log decays [H] of H heads.
       scale: as the caller gave it.
       initial_state: as the caller gave it.
@@ -188,6 +195,18 @@ def run_xla(
     """The additive rule in plain JAX; the reference of any kernel."""
     if v.size == 0:
         return jnp.zeros(v.shape, dtype), initial
+    if log_decay is not None and log_decay.ndim == 4 and form == "chunk":
+        plan = _channel_chunk.make_plan(
+            q,
+            v,
+            chunk_size=chunk_size,
+            scale=scale,
+            dtype=dtype,
+            precision=precision,
+        )
+        return _channel_chunk.channel_chunk(
+            plan, q, k, v, log_decay, starts, initial
+        )
     plan = _scalar_chunk.make_plan(
         q,
         v,
@@ -205,10 +224,12 @@ def run_xla(
         return _scalar_chunk.scalar_chunk(
             plan, q, k, v, log_decay, starts, initial
         )
-    function = {
-        "recurrent": _scalar_forms.scalar_recurrent,
-        "parallel": _scalar_forms.scalar_parallel,
-    }[form]
+    if form == "recurrent":
+        function = _scalar_forms.scalar_recurrent
+    elif log_decay is not None and log_decay.ndim == 4:
+        function = _channel_forms.channel_parallel
+    else:
+        function = _scalar_forms.scalar_parallel
     return function(
         q,
         k,
@@ -220,6 +241,33 @@ def run_xla(
         dtype=dtype,
         precision=precision,
     )
+
+
+def _reading_before(local):
+    """`local`, but with tokens that read the state in front of them.
+
+    That is the same rule with every decay and write one token later, where a
+    document's first token finds none.
+    """
+
+    def run(q, k, v, log_decay, starts, initial):
+        def later(x):
+            x = jnp.pad(x[:, :-1], ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2))
+            if starts is None:
+                return x
+            cut = starts.reshape(starts.shape + (1,) * (x.ndim - 2))
+            return jnp.where(cut, 0, x)
+
+        y, state = local(
+            q, later(k), later(v), later(log_decay), starts, initial
+        )
+        repeat = v.shape[2] // k.shape[2]
+        last_k = jnp.repeat(k[:, -1].astype(state.dtype), repeat, axis=1)
+        write = last_k[..., None] * v[:, -1, :, None].astype(state.dtype)
+        decay = recurrence.decay_of(log_decay[:, -1])
+        return y, recurrence.apply(recurrence.Affine(decay, write), state)
+
+    return run
 
 
 def _of_tokens(log_decay, shape):
@@ -234,14 +282,14 @@ def register(op: str) -> None:
     _dispatch.IMPLEMENTATIONS[op] = {"xla": _dispatch.Implementation(run_xla)}
 
 
-def check_heads(op, q, k, v, initial_state, segment_ids):
-    """Binds the shapes of attention-like inputs.
+def check_heads(op, q, k, v, initial_state, segment_ids, *, query="q"):
+    """Binds the shapes of attention-like inputs; `query` is the name of q.
 
     Returns:
       `Shapes` with B, T, Hk, K, H, V.
     """
     shapes = _contract.Shapes(op)
-    shapes.bind("q", q, "B T Hk K")
+    shapes.bind(query, q, "B T Hk K")
     shapes.bind("k", k, "B T Hk K")
     shapes.bind("v", v, "B T H V")
     shapes.divides("Hk", "H", "heads")
@@ -251,15 +299,4 @@ def check_heads(op, q, k, v, initial_state, segment_ids):
     return shapes
 
 
-def check_scale(op: str, scale, key_width: int) -> float:
-    """The scale of q: K**-0.5 unless a finite Python number is given."""
-    if scale is None:
-        return key_width**-0.5
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise ValueError(
-            f"{op}: scale must be a Python number or None, got {scale!r}; fold"
-            " a traced scale into q"
-        )
-    if not math.isfinite(scale):
-        raise ValueError(f"{op}: scale must be finite, got {scale}")
-    return float(scale)
+check_scale = _contract.check_scale

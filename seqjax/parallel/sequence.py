@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from seqjax import recurrence
 
 
-def shard_scalar(
+def shard_additive(
     local: Callable,
     q: jax.Array,
     k: jax.Array,
@@ -31,22 +31,24 @@ def shard_scalar(
     scale: float,
     precision: jax.lax.Precision,
     axis_name: str,
+    read_before: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs `local` on this device's shard as part of the whole sequence.
 
     Args:
       local: `(q, k, v, log_decay, starts, initial) -> (y, state)`, the operator
-        with scalar gates on one device, in the accumulation dtype.
+        on one device, in the accumulation dtype.
       q: [B, T/P, G, K].
       k: [B, T/P, G, K].
       v: [B, T/P, H, V].
-      log_decay: [B, T/P, H], or None for the identity transition.
+      log_decay: [B, T/P, H], [B, T/P, H, K], or None for the identity.
       segment_ids: int32 [B, T/P] or None; padding already masked out of the
         other inputs.
       initial: [B, H, K, V], in front of the whole sequence.
       scale: factor of q.
       precision: of the product with the incoming state.
       axis_name: mesh axis along which time is sharded.
+      read_before: whether tokens read the state before their own decay.
 
     Returns:
       (y [B, T/P, H, V], state [B, H, K, V] behind the whole sequence, the same
@@ -57,21 +59,26 @@ def shard_scalar(
         starts = recurrence.segment_starts(segment_ids)
     y, write = local(q, k, v, log_decay, starts, jnp.zeros_like(initial))
 
-    head, total = _decay_from_start(log_decay, starts, initial.dtype)
+    head, total = _decay_from_start(
+        log_decay, starts, initial.dtype, read_before
+    )
     affine = recurrence.Affine(total, write)
     state = recurrence.incoming_state(affine, initial, segment_ids, axis_name)
 
     groups = q.shape[2]
     batch, heads, key, value = state.shape
-    grouped = state.reshape(batch, groups, heads // groups, key, value)
+    repeat = heads // groups
+    grouped = state.reshape(batch, groups, repeat, key, value)
+    q = q.astype(state.dtype)[:, :, :, None]
+    if head is None:
+        q = jnp.repeat(q, repeat, axis=3)
+    else:
+        shape = (*head.shape[:2], heads, head.shape[-1])
+        head = jnp.broadcast_to(head, shape)
+        q = head.reshape(*shape[:2], groups, repeat, -1) * q
     read = jnp.einsum(
-        "btgk,bgrkv->btgrv",
-        q.astype(state.dtype),
-        grouped,
-        precision=precision,
+        "btgrk,bgrkv->btgrv", q, grouped, precision=precision
     ).reshape(y.shape)
-    if head is not None:
-        read = head[..., None] * read
     y = y + scale * read
     final = recurrence.apply(affine, state)
     return y, recurrence.last_device(final, axis_name)
@@ -126,28 +133,37 @@ def shard_dense(
     return y, recurrence.last_device(final, axis_name)
 
 
-def _decay_from_start(log_decay, starts, dtype):
-    """Decay from in front of the shard through each token, and of all of it.
+def _decay_from_start(log_decay, starts, dtype, read_before):
+    """Decay from in front of the shard to each read, and of all of it.
 
     Plain cumulative sums serve here: exp of them is used as it is, and where
     a sum is large enough to lose digits its exponential vanishes.
+
+    Returns:
+      (head [B, T/P, H or 1, K or 1] or None, total).
     """
+
+    def to_reads(sums):
+        if not read_before:
+            return sums
+        return jnp.pad(
+            sums[:, :-1], ((0, 0), (1, 0)) + ((0, 0),) * (sums.ndim - 2)
+        )
+
     head = None
-    log_total = zeros_total = None
-    zeros = None
+    total = recurrence.Decay()
     if log_decay is not None:
         decay = recurrence.decay_of(log_decay)
-        assert decay.log is not None
+        assert decay.log is not None and decay.zeros is not None
         sums = jnp.cumsum(decay.log, axis=1)
-        head = jnp.exp(sums)
-        log_total = sums[:, -1]
-        zeros = decay.zeros
+        count = jnp.cumsum(decay.zeros, axis=1)
+        head = jnp.where(to_reads(count) == 0, jnp.exp(to_reads(sums)), 0)
+        head = head.reshape(*log_decay.shape[:3], -1)
+        total = recurrence.Decay(sums[:, -1], count[:, -1])
     if starts is not None:
-        cuts = starts[..., None].astype(jnp.int32)
-        zeros = cuts if zeros is None else zeros + cuts
-    if zeros is not None:
-        count = jnp.cumsum(zeros, axis=1)
-        zeros_total = count[:, -1]
-        head = jnp.ones_like(count, dtype) if head is None else head
-        head = jnp.where(count == 0, head, 0)
-    return head, recurrence.Decay(log_total, zeros_total)
+        # No read of a document reaches back over its start.
+        alive = jnp.cumsum(starts.astype(jnp.int32), axis=1) == 0
+        alive = alive[:, :, None, None]
+        head = jnp.where(alive, 1 if head is None else head, 0).astype(dtype)
+        total = total.cut(~alive[:, -1, :, 0])
+    return head, total

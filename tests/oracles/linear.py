@@ -87,3 +87,22 @@ def ssd(inputs, state, segment_ids):
 
     empty = (np.zeros(state[0].shape),)
     return recurrence.run(step, state, empty, segment_ids)
+
+
+def rwkv6(inputs, state, segment_ids, scale=None):
+    """o = scale (S + u k vᵀ)ᵀ r, read before S = exp(w) S + k vᵀ."""
+    v, bonus = inputs["v"], inputs["bonus"]
+    r = tape.repeat_heads(inputs["r"], v.shape[2])
+    k = tape.repeat_heads(inputs["k"], v.shape[2])
+    decay = tape.exp(inputs["log_decay"])
+    scale = r.shape[-1] ** -0.5 if scale is None else scale
+
+    def step(t, state):
+        (S,) = state
+        own = tape.einsum("bhk,bhv->bhkv", k[:, t] * bonus, v[:, t])
+        y = tape.einsum("bhkv,bhk->bhv", S + own, r[:, t]) * scale
+        S = decay[:, t, :, :, None] * S
+        return (S + tape.einsum("bhk,bhv->bhkv", k[:, t], v[:, t]),), y
+
+    empty = (np.zeros(state[0].shape),)
+    return recurrence.run(step, state, empty, segment_ids)
