@@ -83,6 +83,19 @@ def _recurrence_inputs(key, sizes, dtype):
     return x.astype(dtype), log_decay
 
 
+def _selective_inputs(key, sizes, dtype):
+    channels, states = sizes.heads * sizes.value_dim, 16  # as Mamba has them
+    shape = (sizes.batch, sizes.length, channels)
+    state_shape = (sizes.batch, sizes.length, 1, states)
+    keys = jax.random.split(key, 4)
+    x = jax.random.normal(keys[0], shape)
+    dt = jax.nn.softplus(jax.random.normal(keys[1], shape) - 3)
+    A = -jnp.broadcast_to(jnp.arange(1.0, states + 1), (channels, states))
+    B = jax.random.normal(keys[2], state_shape)
+    C = jax.random.normal(keys[3], state_shape)
+    return x.astype(dtype), dt, A, B.astype(dtype), C.astype(dtype)
+
+
 def _convolution_inputs(key, sizes, dtype):
     width, channels = 4, sizes.heads * sizes.value_dim
     x_key, weight_key = jax.random.split(key)
@@ -120,9 +133,18 @@ CASES = {
         baseline=baseline_scan.gated_linear_attention,
     ),
     "ssd": Case(ops.ssd, _ssd_inputs, baseline=baseline_scan.ssd),
+    "selective_scan": Case(
+        ops.selective_scan,
+        _selective_inputs,
+        # parallel would hold T x T decays for every channel and state
+        forms=("recurrent", "chunk"),
+        baseline=baseline_scan.selective_scan,
+    ),
     "linear_recurrence": Case(
         ops.linear_recurrence,
         _recurrence_inputs,
+        # parallel would hold T x T decays for every channel
+        forms=("recurrent", "chunk"),
         baseline=baseline_scan.linear_recurrence,
     ),
     "softmax_attention": Case(ops.softmax_attention, _attention_inputs),

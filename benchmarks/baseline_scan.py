@@ -98,3 +98,22 @@ def linear_recurrence(x, log_decay):
     start = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
     _, h = jax.lax.scan(step, start, time_first)
     return jnp.moveaxis(h, 0, 1).astype(x.dtype)
+
+
+def selective_scan(x, dt, A, B, C):
+    """Mamba-1: x, dt [B,T,D], A [D,N], B and C [B,T,G,N]."""
+    per_group = x.shape[2] // B.shape[2]
+    B = jnp.repeat(B, per_group, axis=2)
+    C = jnp.repeat(C, per_group, axis=2)
+
+    def step(state, token):
+        x, dt, B, C = token
+        state = jnp.exp(dt[..., None] * A[None]) * state
+        state = state + (dt * x)[..., None] * B
+        return state, jnp.sum(state * C, axis=-1)
+
+    inputs = (z.astype(jnp.float32) for z in (x, dt, B, C))
+    time_first = tuple(jnp.moveaxis(z, 1, 0) for z in inputs)
+    start = jnp.zeros((x.shape[0], *A.shape), jnp.float32)
+    _, y = jax.lax.scan(step, start, time_first)
+    return jnp.moveaxis(y, 0, 1).astype(x.dtype)

@@ -28,6 +28,7 @@ from seqjax.ops.mlstm import mlstm as mlstm
 from seqjax.ops.retention import retention as retention
 from seqjax.ops.retention import retention_log_decay as retention_log_decay
 from seqjax.ops.rwkv6 import rwkv6 as rwkv6
+from seqjax.ops.selective_scan import selective_scan as selective_scan
 from seqjax.ops.short_convolution import short_convolution as short_convolution
 from seqjax.ops.softmax_attention import AttentionState as AttentionState
 from seqjax.ops.softmax_attention import attention_cache as attention_cache

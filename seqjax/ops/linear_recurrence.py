@@ -6,8 +6,8 @@ De et al., "Griffin" (arXiv 2402.19427); Smith et al., "S5" (arXiv 2208.04933):
     h_t = exp(g_t) * h_{t-1} + x_t
 
 with real or complex gates g, every element on its own.  Time O(1) an element of
-every token, memory for the backward pass the gates and h.  Weak in what it can hold: a
-number an element, written and read by elementwise products alone.
+every token, memory for the backward pass the gates and h.  Weak in what it can
+hold: a number an element, written and read by elementwise products alone.
 """
 
 import functools

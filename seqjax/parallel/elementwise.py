@@ -67,3 +67,37 @@ def decay_of_product(product: jax.Array) -> recurrence.Decay:
     return recurrence.Decay(
         jnp.log(jnp.where(nothing, 1, product)), nothing.astype(jnp.int32)
     )
+
+
+def shard_twice(
+    local: Callable,
+    decay: recurrence.Decay,
+    segment_ids: jax.Array | None,
+    initial: jax.Array,
+    *,
+    axis_name: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs an operator on this device's shard whose states are too many to keep.
+
+    The incoming state would have to be read at every token with a decay of its
+    own; a second walk from it costs the same and holds nothing.
+
+    Args:
+      local: `initial -> (y, state)`, the operator on this device's tokens.
+      decay: of the whole shard, without the document borders in it.
+      segment_ids: int32 [B, T/P] or None.
+      initial: [B, ...], in front of the whole sequence.
+      axis_name: mesh axis along which time is sharded.
+
+    Returns:
+      (y [B, T/P, ...], state [B, ...] behind the whole sequence, the same on
+      every device).
+    """
+    _, write = local(jnp.zeros_like(initial))
+    affine = recurrence.Affine(decay, write)
+    if segment_ids is not None:
+        cut = jnp.any(recurrence.segment_starts(segment_ids), axis=1)
+        affine = recurrence.reset(affine, cut)
+    state = recurrence.incoming_state(affine, initial, segment_ids, axis_name)
+    y, final = local(state)
+    return y, recurrence.last_device(final, axis_name)

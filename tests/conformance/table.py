@@ -6,6 +6,7 @@ from tests.conformance.rows import convolution
 from tests.conformance.rows import delta
 from tests.conformance.rows import elementwise
 from tests.conformance.rows import linear
+from tests.conformance.rows import mlstm
 from tests.conformance.rows import state_space
 
 OPERATORS = (
@@ -19,6 +20,8 @@ OPERATORS = (
     state_space.SSD,
     elementwise.LINEAR_RECURRENCE,
     elementwise.COMPLEX_RECURRENCE,
+    elementwise.SELECTIVE_SCAN,
+    mlstm.MLSTM,
     delta.DELTA,
     delta.GATED_DELTA,
     delta.PRODUCT,

@@ -90,3 +90,96 @@ COMPLEX_RECURRENCE = spec.Operator(
     table_lengths=(),
     hard=hard_complex_gates,
 )
+
+
+def scan_inputs(rng, B, T, G=2, D=6, N=5):
+    return {
+        "x": common.f32(rng.normal(size=(B, T, D))),
+        "dt": common.f32(np.exp(rng.normal(size=(B, T, D)) - 1)),
+        "A": common.f32(-np.exp(rng.normal(size=(D, N)) - 1)),
+        "B": common.f32(rng.normal(size=(B, T, G, N))),
+        "C": common.f32(rng.normal(size=(B, T, G, N))),
+        "D": common.f32(rng.normal(size=D)),
+    }
+
+
+def hard_steps(rng, inputs):
+    """Steps so short or long that dt A reaches from -1e-9 to -1e4."""
+    dt = np.array(inputs["dt"])
+    for row, value in enumerate((1e-6, 1e-4, 0.05, 10.0)):
+        dt[row] = value
+    dt[4] = np.where(rng.random(dt[4].shape) < 0.1, 10.0, 1e-4)
+    A = np.resize([-1.0, -1e3, -2.0, -0.01, -1e-3], inputs["A"].shape)
+    return {"steps": inputs | {"A": common.f32(A), "dt": common.f32(dt)}}
+
+
+def scan_golden(inputs, opts):
+    """The step through its softplus; groups and absences filled in."""
+    channels = inputs["x"].shape[2]
+    biased = inputs["dt"] + inputs.get("dt_bias", 0.0)
+    soft = bool(opts["delta_softplus"])
+    groups = inputs["B"].shape[2]
+    index = np.arange(channels) // (channels // groups)
+    ready = {
+        "x": inputs["x"],
+        "dt": np.logaddexp(biased, 0.0) if soft else biased,
+        "A": inputs["A"],
+        "B": inputs["B"][:, :, index],
+        "C": inputs["C"][:, :, index],
+        "D": inputs.get("D", np.zeros(channels)),
+    }
+
+    def pullback(grads):
+        slope = 1 / (1 + np.exp(-biased)) if soft else 1.0
+        dt = grads["dt"] * slope
+        out = grads | {"dt": dt, "dt_bias": dt.sum((0, 1))}
+        for name in "BC":
+            g = grads[name]
+            shape = (*g.shape[:2], groups, -1, g.shape[-1])
+            out[name] = g.reshape(shape).sum(3)
+        return out
+
+    return ready, pullback
+
+
+SELECTIVE_SCAN = spec.Operator(
+    name="selective_scan",
+    function="selective_scan",
+    make_inputs=scan_inputs,
+    oracle=elementwise.selective_scan,
+    make_state=common.head_state(6, 5),
+    parameters=("A", "D"),
+    output_like="x",
+    lengths=(1, 2, 63, 65, 130, 257),
+    hard=hard_steps,
+    golden=(
+        spec.Golden(
+            "mamba1_scan",
+            {
+                "u": "x",
+                "delta": "dt",
+                "delta_bias": "dt_bias",
+                **{n: n for n in "ABCD"},
+            },
+            output="y",
+            # the others have an output gate: tests/ops/test_selective_scan.py
+            cases=("tiny", "t1", "t65", "strong", "weak"),
+            variant=lambda operator, inputs, opts: operator,
+            prepare=scan_golden,
+        ),
+    ),
+    faults={
+        "channels no multiple of groups": (
+            lambda i: i | {n: np.repeat(i[n], 2, 2) for n in "BC"},
+            "B",
+            "4",
+        ),
+        "groups of B and C differ": (
+            lambda i: i | {"C": i["C"][:, :, :1]},
+            "C",
+            "1",
+        ),
+        "A transposed": (lambda i: i | {"A": i["A"].T}, "A", "5, 6"),
+        "one D too few": (lambda i: i | {"D": i["D"][:5]}, "D", "5"),
+    },
+)
