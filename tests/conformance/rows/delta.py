@@ -151,3 +151,85 @@ GATED_DELTA = spec.Operator(
     ),
     faults=common.DECAY_FAULTS | BETA_FAULTS,
 )
+
+
+def product_inputs(rng, B, T, n=2):
+    """Two steps a token, one decay before them."""
+    inputs = delta_inputs(rng, B, n * T)
+    decay = -np.exp(rng.normal(size=(B, T, 4)) - 2)
+    q = inputs["q"][:, ::n]
+    return inputs | {"q": q, "log_decay": common.f32(decay)}
+
+
+@functools.cache
+def _product(operator, steps, gated):
+    del gated  # part of the cache key: without a gate it is another program
+    options = {"num_householder": steps, "scale": 1.0}
+    return dataclasses.replace(
+        operator,
+        options=options,
+        oracle=functools.partial(delta.gated_delta_product, **options),
+    )
+
+
+def product_variant(operator, inputs, opts):
+    return _product(operator, opts["num_householder"], "log_decay" in inputs)
+
+
+PRODUCT = spec.Operator(
+    name="gated_delta_product",
+    function="gated_delta_product",
+    make_inputs=product_inputs,
+    oracle=functools.partial(delta.gated_delta_product, num_householder=2),
+    make_state=common.head_state(4, 6, 5),
+    steps={"k": 2, "v": 2, "beta": 2},
+    options={"num_householder": 2},
+    lengths=(1, 2, 65, 127, 130),
+    chunk_sizes=(32,),
+    hard=hard_gated,
+    golden=(
+        spec.Golden(
+            "gated_delta_product",
+            {n: n for n in ("q", "k", "v", "beta")} | {"g": "log_decay"},
+            variant=product_variant,
+        ),
+    ),
+    faults={
+        "a step too few": (
+            lambda i: i | {"k": i["k"][:, :-1]},
+            "k",
+            "9",
+        ),
+        "q and k heads differ": (common.wrong_heads("k"), "k", "3"),
+    }
+    | BETA_FAULTS,
+)
+
+
+def comba_inputs(rng, B, T):
+    """p is k, shortened, as in the published layer."""
+    inputs = gated_inputs(rng, B, T)
+    short = common.f32(inputs["k"] * rng.random((B, T, 1, 1)))
+    beta = common.f32(rng.random((B, T, 4)))
+    return inputs | {"p": short, "beta": beta}
+
+
+COMBA = spec.Operator(
+    name="comba",
+    function="comba",
+    make_inputs=comba_inputs,
+    oracle=delta.comba,
+    make_state=common.head_state(4, 6, 5),
+    lengths=(1, 2, 65, 127, 130),
+    chunk_sizes=(16, 64),
+    hard=common.hard_gates,
+    golden=(
+        spec.Golden(
+            "comba",
+            {n: n for n in ("q", "k", "v", "p", "beta")} | {"g": "log_decay"},
+        ),
+    ),
+    faults=common.DECAY_FAULTS
+    | BETA_FAULTS
+    | {"p of another width": (lambda i: i | {"p": i["v"]}, "p", "5")},
+)
