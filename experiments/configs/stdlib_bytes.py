@@ -25,7 +25,7 @@ def get_config() -> config_lib.TrainConfig:
         model=models.LanguageModelConfig(
             vocab_size=256,
             width=128,
-            pattern=("gla", "gla", "gla", "attention"),
+            pattern=("simple_gla",) * 3 + ("attention",),
             heads=2,
             dtype="auto",
         ),

@@ -10,22 +10,26 @@ value seen (2*Hk*K numbers a token), or the last window-1 of them; cost O(T*K)
 per token and head.
 """
 
+import dataclasses
+from typing import Any, Literal, get_args
+
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from seqjax import ops
+from seqjax.layers import mixer
 from seqjax.layers import norms
 from seqjax.layers import projections
 from seqjax.layers import rotary
 
-OUTPUT_GATES = ("none", "headwise", "elementwise")
+OutputGate = Literal["none", "headwise", "elementwise"]
+OUTPUT_GATES = get_args(OutputGate)
 
 
-class Attention(nn.Module):
+class Attention(mixer.Mixer):
     """Causal softmax attention layer.
 
-    Attributes:
+    Attributes, beside those of every `Mixer`:
       heads: H, query heads.
       head_dim: K, of queries, keys and values.
       key_value_heads: divides heads; None means heads.
@@ -33,10 +37,8 @@ class Attention(nn.Module):
       rotary_base: of the rotary angles; None for no positions.
       output_gate: "none", "headwise" or "elementwise".
       qk_norm: RMS norm of queries and keys per head, before the rotation.
-      eps: of that norm.
-      dtype: of the computation and the state; parameters are float32.
-      residual_scale: factor on the initial output projection.
-      axis_name: mesh axis that shards T, inside `jax.shard_map`.
+
+    The state has the dtype of the computation.
     """
 
     heads: int
@@ -46,10 +48,6 @@ class Attention(nn.Module):
     rotary_base: float | None = 10000.0
     output_gate: str = "none"
     qk_norm: bool = False
-    eps: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
-    residual_scale: float = 1.0
-    axis_name: str | None = None
 
     @nn.nowrap
     def init_state(self, batch: int, capacity: int) -> ops.AttentionState:
@@ -57,7 +55,7 @@ class Attention(nn.Module):
         return ops.attention_cache(
             batch,
             capacity,
-            self.key_value_heads or self.heads,
+            self._shared_heads(),
             self.head_dim,
             self.head_dim,
             dtype=self.dtype,
@@ -117,8 +115,21 @@ class Attention(nn.Module):
         )
         return y, state
 
+    @nn.nowrap
+    def _shared_heads(self) -> int:
+        """Heads of keys and values."""
+        shared = self.heads
+        if self.key_value_heads is not None:
+            shared = self.key_value_heads
+        if type(shared) is not int or shared < 1 or self.heads % shared:
+            raise ValueError(
+                f"key_value_heads must be an int of at least 1 that divides "
+                f"heads={self.heads}, or None, got {shared!r}"
+            )
+        return shared
+
     def _query_key_value(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        shared = self.key_value_heads or self.heads
+        shared = self._shared_heads()
         q, k, v = (
             projections.to_heads(x, heads, self.head_dim, self.dtype, name)
             for name, heads in (
@@ -143,3 +154,60 @@ class Attention(nn.Module):
         features = 1 if self.output_gate == "headwise" else self.head_dim
         gate = projections.to_heads(x, self.heads, features, self.dtype, "gate")
         return o * nn.sigmoid(gate)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class AttentionOptions(mixer.HeadOptions):
+    """Softmax attention in a model's config.
+
+    Attributes:
+      key_value_heads: divides heads; None for as many.
+      window: tokens a query sees, itself included; None for all.
+      rotary_base: of the rotary angles; None for no positions.
+      output_gate: sigmoid gate on what is read.
+      qk_norm: whether queries and keys are normalised per head.
+    """
+
+    key_value_heads: int | None = None
+    window: int | None = None
+    rotary_base: float | None = 10000.0
+    output_gate: OutputGate = "none"
+    qk_norm: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Positions, where they are used."""
+        return () if self.rotary_base is None else ("positions",)
+
+    def check(self, host: mixer.Host, path: str) -> None:
+        """Raises ValueError naming the field by its path."""
+        super().check(host, path)
+        heads, head_dim = self.sizes(host)
+        if self.rotary_base is not None:
+            mixer.require_even(f"{path}head_dim", head_dim, "rotary positions")
+        if heads % (self.key_value_heads or heads):
+            raise ValueError(
+                f"heads must be a multiple of {path}key_value_heads, got "
+                f"heads={heads} and {path}key_value_heads="
+                f"{self.key_value_heads}"
+            )
+
+    def build(self, host: mixer.Host, **module: Any) -> Attention:
+        """The layer."""
+        return Attention(
+            *self.sizes(host),
+            self.key_value_heads,
+            self.window,
+            self.rotary_base,
+            self.output_gate,
+            self.qk_norm,
+            **host.common(),
+            **module,
+        )
+
+    def flops(self, host: mixer.Host, length: int) -> float:
+        """q . k and p . v with the mean number of tokens a query sees."""
+        heads, head_dim = self.sizes(host)
+        window = min(self.window or length, length)
+        seen = window - window * (window - 1) / (2 * length)
+        return 4.0 * heads * head_dim * seen

@@ -34,10 +34,14 @@ def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
 
 
 def log_uniform(low: float, high: float) -> nn.initializers.Initializer:
-    """log A with A ~ U(low, high); Mamba-2 has U(1, 16) (arXiv 2405.21060)."""
+    """log A with A ~ U(low, high); Mamba-2 has U(1, 16) (arXiv 2405.21060).
+
+    With low = 0, A is at least 1e-6, so that its log is a number.
+    """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype):
-        return jnp.log(jax.random.uniform(key, shape, dtype, low, high))
+        A = jax.random.uniform(key, shape, dtype, low, high)
+        return jnp.log(jnp.maximum(A, 1e-6))
 
     return init
 

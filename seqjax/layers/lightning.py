@@ -10,13 +10,15 @@ row, cost O(K^2) per token and head; weak at recall, since nothing in the input
 decides what is kept.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from seqjax import ops
+from seqjax.layers import mixer
 from seqjax.layers import norms
 from seqjax.layers import projections
 from seqjax.layers import slopes as slopes_lib
@@ -28,10 +30,10 @@ class LightningState(NamedTuple):
     memory: jax.Array
 
 
-class Lightning(nn.Module):
+class Lightning(mixer.Mixer):
     """Lightning attention layer.
 
-    Attributes:
+    Attributes, beside those of every `Mixer`:
       heads: H.
       head_dim: K; values are as wide.
       slopes: decay table: "minimax", "tnl_code" or "tnl_paper".
@@ -39,10 +41,6 @@ class Lightning(nn.Module):
       layers: number of layers of the model, for the decay table.
       gate_rank: None for a full gate (MiniMax), or the inner width of a low
         rank one (TransNormerLLM: head_dim).
-      eps: of the norm.
-      dtype: of the computation; parameters are float32.
-      residual_scale: factor on the initial output projection.
-      axis_name: mesh axis that shards T, inside `jax.shard_map`.
     """
 
     heads: int
@@ -51,10 +49,6 @@ class Lightning(nn.Module):
     layer: int = 0
     layers: int = 1
     gate_rank: int | None = None
-    eps: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
-    residual_scale: float = 1.0
-    axis_name: str | None = None
 
     @nn.nowrap
     def init_state(self, batch: int, capacity: int) -> LightningState:
@@ -125,3 +119,44 @@ class Lightning(nn.Module):
             )
         table = slopes_lib.log_decay(self.slopes, self.heads, self.layers)
         return table[self.layer]
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class LightningOptions(mixer.HeadOptions):
+    """Lightning attention in a model's config.
+
+    Attributes:
+      slopes: decay table, over all layers of the model.
+      gate_rank: None for a full output gate, or its inner width.
+    """
+
+    slopes: slopes_lib.Slopes = "minimax"
+    gate_rank: int | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """A row of the decay table."""
+        return ("log_decay",)
+
+    def check(self, host: mixer.Host, path: str) -> None:
+        """Raises ValueError naming the field by its path."""
+        super().check(host, path)
+        slopes_lib.check(self.slopes, host.depth, f"{path}slopes")
+
+    def build(self, host: mixer.Host, **module: Any) -> Lightning:
+        """The layer."""
+        return Lightning(
+            *self.sizes(host),
+            slopes=self.slopes,
+            layers=host.depth,
+            gate_rank=self.gate_rank,
+            **host.common(),
+            **module,
+        )
+
+    def tables(self, host: mixer.Host) -> dict[str, jax.Array]:
+        """log_decay [L, H]."""
+        heads, _ = self.sizes(host)
+        return {
+            "log_decay": slopes_lib.log_decay(self.slopes, heads, host.depth)
+        }

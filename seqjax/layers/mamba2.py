@@ -9,7 +9,8 @@ State H*P*N + (W-1)*(H*P + 2*G*N) numbers a row, cost O(P*N) per token and head;
 the largest state of the mixers here, recall grows with N.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from seqjax import ops
 from seqjax.layers import initializers
+from seqjax.layers import mixer
 from seqjax.layers import norms
 from seqjax.layers import short_convolution
 
@@ -28,19 +30,15 @@ class Mamba2State(NamedTuple):
     memory: jax.Array
 
 
-class Mamba2(nn.Module):
-    """Mamba-2 layer.
+class Mamba2(mixer.Mixer):
+    """Mamba-2 layer; dt and A are float32 too.
 
-    Attributes:
+    Attributes, beside those of every `Mixer`:
       heads: H; the inner width is heads * head_dim, twice D in the paper.
       head_dim: P.
       state_size: N.
       groups: G; heads of a group share B and C, and the norm is per group.
       conv_width: W, tokens the convolution sees, the current one included.
-      eps: of the norm.
-      dtype: of the computation; parameters, dt and A are float32.
-      residual_scale: factor on the initial output projection.
-      axis_name: mesh axis that shards T, inside `jax.shard_map`.
     """
 
     heads: int
@@ -48,10 +46,6 @@ class Mamba2(nn.Module):
     state_size: int = 128
     groups: int = 1
     conv_width: int = 4
-    eps: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
-    residual_scale: float = 1.0
-    axis_name: str | None = None
 
     @nn.nowrap
     def _channels(self) -> tuple[int, int]:
@@ -145,3 +139,50 @@ class Mamba2(nn.Module):
             name="out",
         )(y)
         return y, Mamba2State(conv, memory)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Mamba2Options(mixer.Options):
+    """Mamba-2 in a model's config.
+
+    Attributes:
+      expand: inner width over the model's width.
+      head_dim: P; there are expand * width / head_dim heads.
+      state_size: N.
+      groups: G, groups of heads that share B and C.
+      conv_width: tokens the short convolution sees.
+    """
+
+    expand: float = 2.0
+    head_dim: int = 64
+    state_size: int = 128
+    groups: int = 1
+    conv_width: int = 4
+
+    def check(self, host: mixer.Host, path: str) -> None:
+        """Raises ValueError naming the field by its path."""
+        super().check(host, path)
+        inner = mixer.expanded(f"{path}expand", self.expand, host.width)
+        if inner % self.head_dim:
+            raise ValueError(
+                f"{path}expand * width must be a multiple of {path}head_dim, "
+                f"got {self.expand:g} * {host.width} and {self.head_dim}"
+            )
+        heads = inner // self.head_dim
+        if heads % self.groups:
+            raise ValueError(
+                f"{path}groups must divide the number of heads, {heads} "
+                f"({path}expand * width / {path}head_dim), got {self.groups}"
+            )
+
+    def build(self, host: mixer.Host, **module: Any) -> Mamba2:
+        """The layer."""
+        return Mamba2(
+            round(self.expand * host.width) // self.head_dim,
+            self.head_dim,
+            self.state_size,
+            self.groups,
+            self.conv_width,
+            **host.common(),
+            **module,
+        )

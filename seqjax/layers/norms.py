@@ -34,6 +34,21 @@ def rms_normalize(x: jax.Array, eps: float) -> jax.Array:
     return x * jax.lax.rsqrt(square + eps)
 
 
+def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """x over its length, x / sqrt(sum(x^2) + eps), along the last axis.
+
+    Args:
+      x: [..., D], any float dtype.
+      eps: added to the sum of squares.
+
+    Returns:
+      [..., D] in the dtype of x.
+    """
+    y = x.astype(wide(x.dtype))
+    square = jnp.sum(y * y, axis=-1, keepdims=True)
+    return (y * jax.lax.rsqrt(square + eps)).astype(x.dtype)
+
+
 class RMSNorm(nn.Module):
     """RMS norm over the last axis with a learned scale [D], at first 1."""
 

@@ -1,10 +1,14 @@
 """The linear maps into heads and out of them, without biases."""
 
+from collections.abc import Callable
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from seqjax.layers import initializers
+from seqjax.layers import mixer
+from seqjax.layers import norms
 
 Initializer = nn.initializers.Initializer
 
@@ -48,3 +52,47 @@ def from_heads(
         kernel_init=initializers.scaled(kernel_init, residual_scale),
         name="out",
     )(o)
+
+
+def read_out(
+    layer: mixer.Mixer,
+    o: jax.Array,
+    x: jax.Array,
+    *,
+    gated: bool = True,
+    gate: jax.Array | None = None,
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+    full_width: bool = False,
+    kernel_init: Initializer = _LECUN,
+) -> jax.Array:
+    """W_o (rms(o) * act(W_g x)); call it in a module, with that module.
+
+    Args:
+      layer: the module, for its eps, dtype and residual_scale.
+      o: [B, T, H, V].
+      x: [B, T, D].
+      gated: False for W_o rms(o).
+      gate: [B, T, H * V], in the place of W_g x.
+      activation: of the gate.
+      full_width: whether the norm runs over all heads together.
+      kernel_init: of W_g and W_o.
+
+    Returns:
+      [B, T, D] in the layer's dtype.
+    """
+    heads, dim = o.shape[2:]
+    shape = (*x.shape[:2], heads * dim) if full_width else o.shape
+    if gated:
+        if gate is None:
+            gate = to_heads(x, heads, dim, layer.dtype, "gate", kernel_init)
+        norm = norms.GatedRMSNorm(activation, eps=layer.eps, name="norm")
+        o = norm(o.reshape(shape), gate.reshape(shape))
+    else:
+        o = norms.RMSNorm(layer.eps, name="norm")(o.reshape(shape))
+    return from_heads(
+        o.reshape(*x.shape[:2], heads, dim),
+        x.shape[-1],
+        layer.dtype,
+        layer.residual_scale,
+        kernel_init,
+    )

@@ -9,7 +9,8 @@ norm that follows removes, so they are left out.  State H*K*V numbers a row,
 cost O(K*V) per token and head; weak at recall, since the decay is fixed.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from seqjax import ops
 from seqjax.layers import initializers
+from seqjax.layers import mixer
 from seqjax.layers import norms
 from seqjax.layers import projections
 from seqjax.layers import rotary
@@ -28,34 +30,26 @@ class RetNetState(NamedTuple):
     memory: jax.Array
 
 
-class RetNet(nn.Module):
+class RetNet(mixer.Mixer):
     """Retention layer.
 
-    Attributes:
+    Attributes, beside those of every `Mixer`:
       heads: H.
       head_dim: K, even.
       value_expand: V / K.
       rotary_base: of the rotary angles.
-      eps: of the norm per head.
-      dtype: of the computation; parameters are float32.
-      residual_scale: factor on the initial output projection.
-      axis_name: mesh axis that shards T, inside `jax.shard_map`.
     """
 
     heads: int
     head_dim: int
-    value_expand: int = 2
+    value_expand: float = 2.0
     rotary_base: float = 10000.0
-    eps: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
-    residual_scale: float = 1.0
-    axis_name: str | None = None
 
     @nn.nowrap
     def init_state(self, batch: int, capacity: int) -> RetNetState:
         """The state before any token; its size does not depend on capacity."""
         del capacity
-        value_dim = self.value_expand * self.head_dim
+        value_dim = round(self.value_expand * self.head_dim)
         shape = (batch, self.heads, self.head_dim, value_dim)
         return RetNetState(jnp.zeros(shape, norms.wide(self.dtype)))
 
@@ -79,7 +73,7 @@ class RetNet(nn.Module):
         Returns:
           y [B, T, D] in `dtype`, and the state after the last real token.
         """
-        value_dim = self.value_expand * self.head_dim
+        value_dim = round(self.value_expand * self.head_dim)
         positions = rotary.positions_or_default(
             positions,
             segment_ids,
@@ -119,3 +113,38 @@ class RetNet(nn.Module):
             nn.initializers.xavier_uniform(),
         )
         return y, RetNetState(memory)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class RetNetOptions(mixer.HeadOptions):
+    """RetNet in a model's config.
+
+    Attributes:
+      value_expand: value width of a head over its key width.
+      rotary_base: of the rotary angles.
+    """
+
+    value_expand: float = 2.0
+    rotary_base: float = 10000.0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Rotary positions."""
+        return ("positions",)
+
+    def check(self, host: mixer.Host, path: str) -> None:
+        """Raises ValueError naming the field by its path."""
+        super().check(host, path)
+        _, head_dim = self.sizes(host)
+        mixer.require_even(f"{path}head_dim", head_dim, "rotary positions")
+        mixer.expanded(f"{path}value_expand", self.value_expand, head_dim)
+
+    def build(self, host: mixer.Host, **module: Any) -> RetNet:
+        """The layer."""
+        return RetNet(
+            *self.sizes(host),
+            self.value_expand,
+            self.rotary_base,
+            **host.common(),
+            **module,
+        )

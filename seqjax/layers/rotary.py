@@ -22,7 +22,15 @@ def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
 
     Returns:
       [B, T, H, D] in the dtype of x.
+
+    Raises:
+      ValueError: D is odd.
     """
+    if x.shape[-1] % 2:
+        raise ValueError(
+            f"rotary positions need an even head_dim, got {x.shape[-1]}; change"
+            " it, or set rotary_base=None where the layer allows that"
+        )
     half = x.shape[-1] // 2
     dtype = norms.wide(x.dtype)
     frequency = base ** (-jnp.arange(half, dtype=dtype) / half)

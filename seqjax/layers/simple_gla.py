@@ -9,13 +9,15 @@ H*K*V + (W-1)*3*H*K numbers a row, cost O(K*V) per token and head; recall is
 bounded by the state.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from seqjax import ops
+from seqjax.layers import mixer
 from seqjax.layers import norms
 from seqjax.layers import projections
 from seqjax.layers import short_convolution
@@ -28,29 +30,21 @@ class SimpleGLAState(NamedTuple):
     memory: jax.Array
 
 
-class SimpleGLA(nn.Module):
-    """Gated linear attention layer.
+class SimpleGLA(mixer.Mixer):
+    """Gated linear attention layer with a scalar gate.
 
-    Attributes:
+    Attributes, beside those of every `Mixer`:
       heads: H.
       head_dim: K; values are as wide.
       conv_width: W, tokens the convolution sees, the current one included.
       gate_normalizer: divides the log gate: 16 keeps about sixteen times as
         many tokens in memory at the start of training.
-      eps: of the norm per head.
-      dtype: of the computation; parameters and gates are float32.
-      residual_scale: factor on the initial output projection.
-      axis_name: mesh axis that shards T, inside `jax.shard_map`.
     """
 
     heads: int
     head_dim: int
     conv_width: int = 4
     gate_normalizer: float = 16.0
-    eps: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
-    residual_scale: float = 1.0
-    axis_name: str | None = None
 
     @nn.nowrap
     def init_state(self, batch: int, capacity: int) -> SimpleGLAState:
@@ -109,3 +103,26 @@ class SimpleGLA(nn.Module):
             o, x.shape[-1], self.dtype, self.residual_scale
         )
         return y, SimpleGLAState(conv, memory)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class SimpleGLAOptions(mixer.HeadOptions):
+    """Scalar-gated linear attention in a model's config.
+
+    Attributes:
+      conv_width: tokens the short convolution sees.
+      gate_normalizer: divides the log gate.
+    """
+
+    conv_width: int = 4
+    gate_normalizer: float = 16.0
+
+    def build(self, host: mixer.Host, **module: Any) -> SimpleGLA:
+        """The layer."""
+        return SimpleGLA(
+            *self.sizes(host),
+            self.conv_width,
+            self.gate_normalizer,
+            **host.common(),
+            **module,
+        )

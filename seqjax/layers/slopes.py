@@ -12,22 +12,25 @@ Under the first two the last layer practically does not decay; under the third
 the first head never does.
 """
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqjax import ops
 
-SLOPES = ("minimax", "tnl_code", "tnl_paper")
+Slopes = Literal["minimax", "tnl_code", "tnl_paper"]
+SLOPES = get_args(Slopes)
 
 
-def check(slopes: str, layers: int) -> None:
+def check(slopes: str, layers: int, path: str = "slopes") -> None:
     """Raises ValueError for an unknown table, or one that L layers lack."""
     if slopes not in SLOPES:
-        raise ValueError(f"slopes must be one of {SLOPES}, got {slopes!r}")
+        raise ValueError(f"{path} must be one of {SLOPES}, got {slopes!r}")
     if slopes == "tnl_code" and layers < 2:
         raise ValueError(
-            f'slopes="tnl_code" divides by layers - 1 and needs at least 2 '
+            f'{path}="tnl_code" divides by layers - 1 and needs at least 2 '
             f'layers, got {layers}; use "minimax", the same but for 1e-5'
         )
 

@@ -69,32 +69,10 @@ def flops_per_token(
     )
     matrices += config.vocab_size * config.width
     per_repeat = sum(
-        _mixing_flops(config, kind, length) for kind in config.pattern
+        config.options(kind).flops(config.host(kind), length)
+        for kind in config.pattern
     )
     return 3 * (2.0 * matrices + config.repeats * per_repeat)
-
-
-def _mixing_flops(
-    config: config_lib.LanguageModelConfig, kind: str, length: int
-) -> float:
-    """Forward FLOPs a token of one layer beside its projections."""
-    inner = config.heads * config.resolved_head_dim
-    match kind:
-        case "attention":
-            # The mean number of tokens a query sees, in q . k and in p . v.
-            window = min(config.window or length, length)
-            seen = window - window * (window - 1) / (2 * length)
-            return 4.0 * inner * seen
-        case "mamba2":
-            channels = config.mamba2_expand * config.width
-            state = channels * config.mamba2_state_size
-        case "retnet":
-            state = inner * config.resolved_head_dim
-            state *= config.retnet_value_expand
-        case _:
-            state = inner * config.resolved_head_dim
-    # Decay (1), write (2) and read (2) of each number of the state.
-    return 5.0 * state
 
 
 def weight_decay_mask(params: Any) -> Any:

@@ -1,120 +1,132 @@
-"""The mixers a pattern can name, built from a config.
+"""The mixers of a model: made from its config, called with what they need.
 
 | name | paper | state of a layer, numbers a row | cost a token and layer |
 |---|---|---|---|
-| retnet | arXiv 2307.08621 | H*K*V, V = retnet_value_expand * K | O(H*K*V) |
+| retnet | arXiv 2307.08621 | H*K*V, V = value_expand * K | O(H*K*V) |
 | lightning | arXiv 2401.04658 | H*K*K | O(H*K*K) |
-| gla | arXiv 2312.06635, scalar gate | H*K*K + 3*(W-1)*H*K | O(H*K*K) |
+| simple_gla | arXiv 2312.06635, scalar gate | H*K*K + 3*(W-1)*H*K | O(H*K*K) |
 | mamba2 | arXiv 2405.21060 | H*P*N + (W-1)*(H*P + 2*G*N) | O(H*P*N) |
 | attention | arXiv 1706.03762 | 2*Hk*K a token, up to window-1 | O(T*H*K) |
 
 Beside that every layer pays its projections, O(width^2) a token.
 """
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from seqjax import layers
+from seqjax.layers import gates
+from seqjax.layers import mixer as mixer_lib
 from seqjax.models import config as config_lib
 
-Mixer = (
-    layers.RetNet
-    | layers.Lightning
-    | layers.SimpleGLA
-    | layers.Mamba2
-    | layers.Attention
-)
 
+class Place(NamedTuple):
+    """What a layer may be told beside its input, state and segment ids.
 
-def residual_scale(config: config_lib.LanguageModelConfig) -> float:
-    """Factor on what each layer first adds to the residual stream.
-
-    There are two additions a layer, so that their sum starts at unit size
-    whatever the depth (as GPT-2 and Mamba).
+    Attributes:
+      positions: int32 [B, T], index of each token in its document.
+      fresh: bool [B], rows that no token has reached yet; None where all are.
+      rows: what belongs to this layer alone, by the name of the argument:
+        "layer" and "ordinal", int32 [], and rows of the tables.
+      shared: what earlier layers left for later ones.
     """
-    return 1 / math.sqrt(2 * config.depth)
+
+    positions: jax.Array
+    fresh: jax.Array | None = None
+    rows: Any = None
+    shared: Any = None
 
 
 def build(
     config: config_lib.LanguageModelConfig, kind: str, **module: Any
-) -> Mixer:
+) -> mixer_lib.Mixer:
     """The mixer that `kind` names.
 
     Args:
       config: a valid config.
-      kind: one of `config.PATTERN_NAMES`.
+      kind: a name that its pattern accepts.
       **module: `name` or `parent`, as every Flax module takes them.
     """
-    common = {
-        "eps": config.norm_eps,
-        "dtype": jnp.dtype(config.dtype),
-        "residual_scale": residual_scale(config),
-        **module,
-    }
-    heads = {"heads": config.heads, "head_dim": config.resolved_head_dim}
-    match kind:
-        case "retnet":
-            if config.rotary_base is None:
-                raise ValueError("rotary_base must be a number for retnet")
-            return layers.RetNet(
-                **heads,
-                value_expand=config.retnet_value_expand,
-                rotary_base=config.rotary_base,
-                **common,
-            )
-        case "lightning":
-            return layers.Lightning(
-                **heads, slopes=config.slopes, layers=config.depth, **common
-            )
-        case "gla":
-            return layers.SimpleGLA(
-                **heads,
-                conv_width=config.conv_width,
-                gate_normalizer=config.gate_normalizer,
-                **common,
-            )
-        case "mamba2":
-            inner = config.mamba2_expand * config.width
-            return layers.Mamba2(
-                heads=inner // config.mamba2_head_dim,
-                head_dim=config.mamba2_head_dim,
-                state_size=config.mamba2_state_size,
-                groups=config.mamba2_groups,
-                conv_width=config.conv_width,
-                **common,
-            )
-        case "attention":
-            return layers.Attention(
-                **heads,
-                key_value_heads=config.resolved_key_value_heads,
-                window=config.window,
-                rotary_base=config.rotary_base,
-                output_gate=config.output_gate,
-                qk_norm=config.qk_norm,
-                **common,
-            )
-    raise ValueError(
-        f"kind must be one of {config_lib.PATTERN_NAMES}, got {kind!r}"
-    )
+    return config.options(kind).build(config.host(kind), **module)
+
+
+def rows(
+    config: config_lib.LanguageModelConfig,
+    lower_bounds: dict[str, jax.Array],
+) -> tuple[dict[str, jax.Array], ...]:
+    """For each place of the pattern its `Place.rows`, repeats stacked.
+
+    Args:
+      config: a valid config.
+      lower_bounds: for each mixer that has them its learned table
+        [depth, channels].
+
+    Returns:
+      What each layer needs, each leaf [repeats, ...].
+    """
+    size = len(config.pattern)
+    depth = jnp.arange(config.depth, dtype=jnp.int32)
+    found = []
+    for place, kind in enumerate(config.pattern):
+        options = config.options(kind)
+        ordinal = depth // size * config.pattern.count(kind)
+        tables = {
+            "layer": depth,
+            "ordinal": ordinal + config.pattern[:place].count(kind),
+            **options.tables(config.host(kind)),
+        }
+        if kind in lower_bounds:
+            tables["lower_bound"] = gates.lower_bounds(lower_bounds[kind])
+        found.append(
+            {
+                name: table[place::size]
+                for name, table in tables.items()
+                if name in options.needs
+            }
+        )
+    return tuple(found)
 
 
 def mix(
-    mixer: Mixer,
+    options: mixer_lib.Options,
+    mixer: mixer_lib.Mixer,
     x: jax.Array,
     state: Any,
     segment_ids: jax.Array | None,
-    positions: jax.Array,
-    log_decay: jax.Array | None,
-) -> tuple[jax.Array, Any]:
-    """Calls a mixer with those of the arguments that it has a use for."""
-    match mixer:
-        case layers.Lightning():
-            return mixer(x, state, segment_ids, log_decay)
-        case layers.RetNet():
-            return mixer(x, state, segment_ids, positions)
-        case layers.Attention() if mixer.rotary_base is not None:
-            return mixer(x, state, segment_ids, positions)
-    return mixer(x, state, segment_ids)
+    place: Place,
+) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+    """Calls a mixer with those of the arguments that it needs.
+
+    Returns:
+      y, the state, and `place.shared` with what this layer leaves in it.
+    """
+    known = {**place.rows, **place.shared, "positions": place.positions}
+    needed = {name: known[name] for name in options.needs}
+    result = mixer(x, state, segment_ids, **needed)
+    y, state = result[:2]
+    return y, state, {**place.shared, **(result[2] if result[2:] else {})}
+
+
+def shared(
+    config: config_lib.LanguageModelConfig, shape: tuple[int, ...]
+) -> dict[str, jax.Array]:
+    """`Place.shared` before the first layer, for tokens of shape (B, T)."""
+    widths = {}
+    for kind in dict.fromkeys(config.pattern):
+        widths |= config.options(kind).leaves(config.host(kind))
+    return {
+        name: jnp.zeros((*shape, width), config.dtype)
+        for name, width in widths.items()
+    }
+
+
+def lower_bound_channels(
+    config: config_lib.LanguageModelConfig,
+) -> dict[str, int]:
+    """Channels of the learned lower bounds of each mixer that has them."""
+    channels = {
+        kind: config.options(kind).lower_bound(config.host(kind))
+        for kind in dict.fromkeys(config.pattern)
+    }
+    return {kind: size for kind, size in channels.items() if size is not None}

@@ -9,7 +9,10 @@ from seqjax.training import optimizer
 def get_config() -> config_lib.TrainConfig:
     return config_lib.TrainConfig(
         model=models.LanguageModelConfig(
-            width=16, pattern=("gla", "attention"), heads=2, mlp_width=32
+            width=16,
+            pattern=("simple_gla", "attention"),
+            heads=2,
+            mlp_width=32,
         ),
         data=data.DataConfig(
             source="files",
