@@ -12,6 +12,7 @@ from seqjax.data._corpus import Corpus
 from seqjax.data._corpus import corpus
 from seqjax.data._documents import Documents
 from seqjax.data._errors import DataError
+from seqjax.data._errors import WorkerKilled
 from seqjax.data._fingerprint import check_fingerprint
 from seqjax.data._fingerprint import fingerprint
 from seqjax.data._pipeline import TrainIterator
@@ -27,6 +28,7 @@ __all__ = [
     "Documents",
     "TrainIterator",
     "ValidationBatches",
+    "WorkerKilled",
     "bytes_tokenizer",
     "check_fingerprint",
     "corpus",

@@ -77,7 +77,7 @@ def _check_types(config: DataConfig) -> None:
 def _check_choice(source: str) -> None:
     if source in SOURCES:
         return
-    near = difflib.get_close_matches(source, SOURCES, n=1)
+    near = difflib.get_close_matches(source.lower(), SOURCES, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     accepted = ", ".join(repr(name) for name in SOURCES)
     raise _errors.DataError(

@@ -80,9 +80,8 @@ def corpus(config: _config.DataConfig) -> Corpus:
     if split != "nothing held out" and not np.any(held_out.lengths > 1):
         raise _errors.DataError(
             f"too little text for validation: {held_out.tokens} tokens held "
-            f"out of {documents.tokens}, at least 2 in a row are needed; give "
-            "more text, raise validation_fraction, or set it to 0 to hold out "
-            "nothing"
+            f"out of {documents.tokens}, at least 2 in a row are needed; "
+            + _more_to_validate(config)
         )
     logging.info(
         "corpus: %d documents, %d tokens to train on; %d documents, %d tokens "
@@ -94,6 +93,17 @@ def corpus(config: _config.DataConfig) -> Corpus:
         split,
     )
     return Corpus(train, held_out, split)
+
+
+def _more_to_validate(config: _config.DataConfig) -> str:
+    if config.validation_tokens in (1, 2):
+        return f"raise validation_tokens = {config.validation_tokens}"
+    if config.validation_path:
+        return f"give more text in validation_path {config.validation_path!r}"
+    return (
+        f"give more text or raise validation_fraction = "
+        f"{config.validation_fraction}"
+    )
 
 
 def _split(

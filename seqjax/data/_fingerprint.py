@@ -61,8 +61,8 @@ def check_fingerprint(saved: dict[str, Any], current: dict[str, Any]) -> None:
         raise _errors.DataError(
             "the saved data position belongs to other data: "
             + "; ".join(changes)
-            + ". Restore the text and settings of that run, or start the data "
-            "anew by leaving its position out"
+            + ". Restore the text and settings of that run, or begin another "
+            "run from its first batch"
         )
 
 

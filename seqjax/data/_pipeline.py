@@ -78,6 +78,10 @@ class _TrainBatches:
 class TrainIterator:
     """Endless iterator over the training batches of one process.
 
+    `next` raises DataError for text that has become unreadable, and
+    WorkerKilled; the position is then as it was, and `next` may be called
+    again.
+
     A batch is a dict of numpy arrays [b, T] with b = batch_size /
     process_count: "inputs", "targets", "segment_ids" (-1 padding),
     "positions" (from 0 in each segment), all int32, and "weights" float32,
@@ -114,9 +118,16 @@ class TrainIterator:
                 )
             else:
                 batch = next(self._running)
-        except BaseException:
+        except BaseException as error:
             # Interrupted in the middle, a batch may be lost: start again.
             self.close()
+            if _run_ahead.was_killed(error):
+                raise _errors.WorkerKilled(
+                    f"a worker process that reads data was killed "
+                    f"({str(error).split('. ')[0]}); if the machine ran out "
+                    f"of memory, lower num_workers = {self._num_workers} or "
+                    "set it to 0"
+                ) from None
             raise
         self._next += 1
         return batch

@@ -26,6 +26,13 @@ _AHEAD = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+def was_killed(error: BaseException) -> bool:
+    """Whether Grain says with this error that a worker process is gone."""
+    return isinstance(error, RuntimeError) and (
+        "process was terminated unexpectedly" in str(error)
+    )
+
+
 def start(
     batches: Callable[[int], _packing.Batch], first: int, num_workers: int
 ) -> tuple[grain.DatasetIterator, _packing.Batch]:

@@ -163,7 +163,7 @@ def _line_text(path: str, number: int, line: bytes, field: str) -> bytes:
     where = f"{path}, line {number}"
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _errors.DataError(
             f"{where}: is not JSON ({error}); each line must be one object "
             f"with a field {field!r}"

@@ -55,8 +55,8 @@ def test_a_changed_setting_is_refused_by_name(config, field, value):
     assert str(error.value) == (
         "the saved data position belongs to other data: "
         f"{field} was {getattr(config, field)!r}, is {value!r}. Restore the "
-        "text and settings of that run, or start the data anew by leaving its "
-        "position out"
+        "text and settings of that run, or begin another run from its first "
+        "batch"
     )
 
 

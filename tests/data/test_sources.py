@@ -227,8 +227,23 @@ def test_too_little_text_for_validation(tmp_path):
     (tmp_path / "a.txt").write_text("x" * 40)
     assert message(path=str(tmp_path / "a.txt"), validation_fraction=0.02) == (
         "too little text for validation: 1 tokens held out of 40, at least 2 "
-        "in a row are needed; give more text, raise validation_fraction, or "
-        "set it to 0 to hold out nothing"
+        "in a row are needed; give more text or raise validation_fraction = "
+        "0.02"
+    )
+    held_out = tmp_path / "held"
+    held_out.write_text("x")
+    fields = {"path": str(tmp_path / "a.txt")}
+    found = message(**fields, validation_path=str(held_out))
+    assert found.endswith(f"give more text in validation_path '{held_out}'")
+    found = message(**fields, validation_fraction=0.5, validation_tokens=1)
+    assert found.endswith("needed; raise validation_tokens = 1")
+
+
+def test_a_line_nested_too_deep(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n' + "[" * 200_000)
+    assert f"{path}, line 2: is not JSON" in message(
+        source="jsonl", path=str(path)
     )
 
 
