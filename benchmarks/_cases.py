@@ -63,6 +63,14 @@ def _gated_inputs(key, sizes, dtype):
     return *_attention_inputs(key, sizes, dtype), log_decay
 
 
+def _mlstm_inputs(key, sizes, dtype):
+    key, i_key, f_key = jax.random.split(key, 3)
+    shape = (sizes.batch, sizes.length, sizes.heads)
+    input_gate = jax.random.normal(i_key, shape)
+    forget_gate = jax.random.normal(f_key, shape) + 3
+    return *_attention_inputs(key, sizes, dtype), input_gate, forget_gate
+
+
 def _ssd_inputs(key, sizes, dtype):
     shape = (sizes.batch, sizes.length, sizes.heads)
     state_shape = (sizes.batch, sizes.length, 1, sizes.key_dim)
@@ -147,6 +155,7 @@ CASES = {
         forms=("recurrent", "chunk"),
         baseline=baseline_scan.linear_recurrence,
     ),
+    "mlstm": Case(ops.mlstm, _mlstm_inputs, baseline=baseline_scan.mlstm),
     "softmax_attention": Case(ops.softmax_attention, _attention_inputs),
     "short_convolution": Case(
         ops.short_convolution, _convolution_inputs, forms=()

@@ -117,3 +117,34 @@ def selective_scan(x, dt, A, B, C):
     start = jnp.zeros((x.shape[0], *A.shape), jnp.float32)
     _, y = jax.lax.scan(step, start, time_first)
     return jnp.moveaxis(y, 0, 1).astype(x.dtype)
+
+
+def mlstm(q, k, v, input_gate, forget_gate):
+    """Exponential input, sigmoid forget gate [B,T,H], stabilised."""
+    scale = q.shape[-1] ** -0.5
+
+    def step(state, token):
+        C, n, m = state
+        q, k, v, i, f = token
+        kept = jax.nn.log_sigmoid(f) + m
+        m = jnp.maximum(kept, i)
+        keep, write = jnp.exp(kept - m), jnp.exp(i - m)
+        k = write[..., None] * k
+        C = keep[..., None, None] * C + k[..., :, None] * v[..., None, :]
+        n = keep[..., None] * n + k
+        below = jnp.abs(scale * jnp.einsum("bhk,bhk->bh", n, q))
+        below = jnp.maximum(below, jnp.exp(-m)) + 1e-6
+        above = scale * jnp.einsum("bhkv,bhk->bhv", C, q)
+        return (C, n, m), above / below[..., None]
+
+    inputs = (z.astype(jnp.float32) for z in (q, k, v, input_gate, forget_gate))
+    time_first = tuple(jnp.moveaxis(z, 1, 0) for z in inputs)
+    batch, _, heads, key_dim = k.shape
+    start = (
+        jnp.zeros((batch, heads, key_dim, v.shape[-1]), jnp.float32),
+        jnp.zeros((batch, heads, key_dim), jnp.float32),
+        # Not -inf, whose differences are NaN: far below any gate.
+        jnp.full((batch, heads), -1e9, jnp.float32),
+    )
+    _, h = jax.lax.scan(step, start, time_first)
+    return jnp.moveaxis(h, 0, 1).astype(v.dtype)

@@ -110,8 +110,8 @@ def two_float_sums(
             more_high = jnp.where(starts, 0, more_high)
             more_low = jnp.where(starts, 0, more_low)
             starts = starts | _shift(starts, step)
-        high, error = _two_sum(high, more_high)
-        high, low = _two_sum(high, low + more_low + error)
+        high, error = two_sum(high, more_high)
+        high, low = two_sum(high, low + more_low + error)
         step *= 2
     # Without the barrier XLA fuses the whole ladder into the C x C consumers
     # and repeats it for every pair: 3 ms instead of 0.3 for 64 chunks of 64.
@@ -205,7 +205,7 @@ def _shift(x: jax.Array, by: int) -> jax.Array:
     return jnp.pad(x[..., :-by], pad)
 
 
-def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """a + b as rounded sum and its exact error (Knuth)."""
     total = a + b
     b_part = total - a

@@ -11,6 +11,9 @@ K key, V value, N state, C chunk, G groups, P devices.
 from seqjax.recurrence.devices import EXCHANGES as EXCHANGES
 from seqjax.recurrence.devices import incoming_state as incoming_state
 from seqjax.recurrence.devices import last_device as last_device
+from seqjax.recurrence.maximum import MaxPlus as MaxPlus
+from seqjax.recurrence.maximum import incoming_maximum as incoming_maximum
+from seqjax.recurrence.maximum import prefix_maxima as prefix_maxima
 from seqjax.recurrence.prefix import exclusive_prefix as exclusive_prefix
 from seqjax.recurrence.segments import PADDING as PADDING
 from seqjax.recurrence.segments import mask_padding as mask_padding

@@ -49,15 +49,8 @@ def incoming_state(
       returned on device 0 and is zero elsewhere: the cast that made it varying
       sums them.
     """
-    if segment_ids is None:
-        borders = None
-    else:
-        first, last = _first_and_last(segment_ids)
-        # Exact in float32, which an id is not: two halves of 16 bits.
-        borders = jnp.stack(
-            [first >> 16, first & 0xFFFF, last >> 16, last & 0xFFFF], axis=-1
-        )
-    return _incoming(axis_name, affine, initial, borders)
+    ids = None if segment_ids is None else borders(segment_ids)
+    return _incoming(axis_name, affine, initial, ids)
 
 
 def last_device(tree: Any, axis_name: str) -> Any:
@@ -77,11 +70,11 @@ def _incoming(axis_name, affine, initial, borders):
 
 
 def _incoming_fwd(axis_name, affine, initial, borders):
-    gathered, ids = _all_gather((affine, borders), axis_name)
+    gathered, ids = all_gather((affine, borders), axis_name)
     rank = jax.lax.axis_index(axis_name)
     devices = jnp.arange(jax.lax.axis_size(axis_name))
     if borders is not None:
-        starts = _border_starts(ids)  # [P, B]
+        starts = border_starts(ids)  # [P, B]
         gathered = jax.vmap(transitions.reset)(gathered, starts)
     before = _keep(gathered, devices < rank)
     _, state = prefix.exclusive_prefix(before, initial)
@@ -98,7 +91,7 @@ def _incoming_bwd(axis_name, residual, cotangent):
         cotangent = _cut(cotangent, starts_here)
     rank = jax.lax.axis_index(axis_name)
     devices = jnp.arange(jax.lax.axis_size(axis_name))
-    gathered = _all_gather(cotangent, axis_name)
+    gathered = all_gather(cotangent, axis_name)
     after = _keep(
         transitions.Affine(maps.transpose(), gathered), devices > rank
     )
@@ -136,6 +129,17 @@ def _cut(state, where):
     )
 
 
+def borders(segment_ids: jax.Array) -> jax.Array:
+    """First and last real id of each row, to be gathered: int32 [B, 4].
+
+    Each id as two halves of 16 bits, exact in float32 as an id is not.
+    """
+    first, last = _first_and_last(segment_ids)
+    return jnp.stack(
+        [first >> 16, first & 0xFFFF, last >> 16, last & 0xFFFF], axis=-1
+    )
+
+
 def _first_and_last(segment_ids):
     real = segment_ids != segments.PADDING
     last = jnp.max(segment_ids, axis=1)
@@ -144,7 +148,7 @@ def _first_and_last(segment_ids):
     return jnp.where(jnp.any(real, axis=1), first, segments.PADDING), last
 
 
-def _border_starts(borders):
+def border_starts(borders):
     """Whether each shard's first real token starts a document: bool [P, B]."""
     first = (borders[..., 0] << 16) | borders[..., 1]
     last = (borders[..., 2] << 16) | borders[..., 3]
@@ -157,7 +161,7 @@ def _border_starts(borders):
     return (first != missing) & (before != missing) & (first != before)
 
 
-def _all_gather(tree, axis_name):
+def all_gather(tree, axis_name):
     """Gathers a pytree of [B, ...] arrays with one collective: [P, B, ...]."""
     leaves, structure = jax.tree.flatten(tree)
     batch = leaves[0].shape[0]

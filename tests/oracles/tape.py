@@ -116,6 +116,11 @@ def sigmoid(a):
     return _unary(a, value, value * (1.0 - value))
 
 
+def log_sigmoid(a):
+    value = -np.logaddexp(0.0, -a.value)
+    return _unary(a, value, -np.expm1(value))  # sigmoid(-a)
+
+
 def silu(a):
     return a * sigmoid(a)
 
