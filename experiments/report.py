@@ -29,7 +29,7 @@ def write(
 ) -> None:
     """Writes DIR/report.html from the run's files, its config and result."""
     rows = metrics.read_rows(folder / "metrics.jsonl")
-    timing = metrics.read_rows(folder / "timing.jsonl")
+    timing = metrics.read_timing(folder / "timing.jsonl", print)
     versions = json.loads((folder / "versions.json").read_text())
     train = [(r["step"], r["loss"] / _LN2) for r in rows]
     validation = [
@@ -40,12 +40,12 @@ def write(
     speed = [
         (r["step"], r["tokens_per_second"])
         for r in timing
-        if "tokens_per_second" in r
+        if isinstance(r.get("tokens_per_second"), int | float)
     ]
     level = summary.get("trigram")
     sections = [
         "<h1>Training run</h1>",
-        _table(_facts(summary, speed)),
+        _table([*facts(summary), *_speed(speed)]),
         "<h2>Loss in bits a token</h2>",
         _plot(train, dots=validation, level=level, label="trigram"),
         "<p>Line: training batches. Dots: validation. "
@@ -64,22 +64,29 @@ def write(
         + "\n".join(sections)
         + "</body></html>\n"
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    temporary = folder / "report.html.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(folder / "report.html")
 
 
-def _facts(summary: dict[str, Any], speed: Points) -> list[tuple[str, str]]:
-    facts = [
+def facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The numbers of a summary, with their names, as text."""
+    shown = [
         ("steps", f"{summary['step']:,}"),
         ("validation bits/token", f"{summary['bits_per_token']:.3f}"),
         ("validation tokens", f"{summary['validation_tokens']:,}"),
     ]
     for name in ("trigram", "zlib"):
         if name in summary:
-            facts.append((f"{name} bits/byte", f"{summary[name]:.3f}"))
-    if speed:
-        middle = sorted(value for _, value in speed)[len(speed) // 2]
-        facts.append(("tokens/s, median", f"{middle:,.0f}"))
-    return facts
+            shown.append((f"{name} bits/byte", f"{summary[name]:.3f}"))
+    return shown
+
+
+def _speed(speed: Points) -> list[tuple[str, str]]:
+    if not speed:
+        return []
+    middle = sorted(value for _, value in speed)[len(speed) // 2]
+    return [("tokens/s, median", f"{middle:,.0f}")]
 
 
 def _table(facts: list[tuple[str, str]]) -> str:

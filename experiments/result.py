@@ -1,5 +1,6 @@
 """What a finished run shows: baselines, a report, a sample, one last line."""
 
+from collections.abc import Callable
 import json
 import os
 import pathlib
@@ -7,12 +8,14 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import baselines
 from experiments import report
 from seqjax import generation
+from seqjax.training import background
 from seqjax.training import config as config_lib
 from seqjax.training import loop
 
@@ -24,21 +27,40 @@ def show(
     config: config_lib.TrainConfig,
     outcome: loop.Outcome,
     workdir: str | os.PathLike[str],
+    stop: Callable[[], bool],
 ) -> None:
     """Prints the sample and, last, the line with the validation bits/byte.
 
     Writes summary.json and report.html; a run that has them is only told
-    about, not computed again.
+    about, not computed again.  Hold the workdir's lock.
+
+    Raises:
+      PreemptedError: ``stop`` came true; the next start shows it.
     """
+    if jax.process_count() > 1:
+        # The first process shows it, and generates with parameters of its own.
+        whole = multihost_utils.process_allgather(outcome.params, tiled=True)
+        outcome = outcome._replace(params=whole)
+    if jax.process_index() > 0:
+        return
     folder = pathlib.Path(workdir)
     path = folder / "summary.json"
+    resolved = config_lib.to_dict(config)
     summary = _read(path) if outcome.already_done else None
     if summary is not None:
         print(f"{folder}: this run is finished, step {outcome.step}")
+        if not (folder / "report.html").exists():
+            report.write(folder, resolved, summary)
+            print(f"{folder}/report.html was gone and is written again")
     else:
         begin = time.monotonic()
-        summary = summarise(config, outcome)
-        report.write(folder, config_lib.to_dict(config), summary)
+        job = background.Job(lambda: summarise(config, outcome))
+        try:
+            summary = job.wait(stop)
+        except background.PreemptedError:
+            print(f"{folder}: trained; the same command writes the report")
+            raise
+        report.write(folder, resolved, summary)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
         temporary.replace(path)
@@ -56,7 +78,8 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
     try:
         summary = json.loads(path.read_text())
         last_line(summary)
-    except (ValueError, KeyError, TypeError):
+        report.facts(summary)
+    except (ValueError, KeyError, TypeError, RecursionError):
         print(f"{path} is damaged and is made again")
         return None
     return summary

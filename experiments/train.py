@@ -5,48 +5,82 @@
 
 The same command resumes a run, or says that it is finished.  Exit codes: 0
 done, 2 bad input, 3 a loss or gradient that is not finite, 75 stopped by
-SIGTERM or SIGINT with everything saved (run the same command again).
+SIGTERM or SIGINT, or by the death of a data worker, with everything saved
+(run the same command again).
 """
 
+import functools
 import os
 import sys
 
-from absl import app
-from absl import flags as absl_flags
-import jax
+from seqjax.training import preemption
 
-from seqjax.training import config as config_lib
-from seqjax.training import flags
-
-absl_flags.DEFINE_string("config", None, "Python file with get_config().")
-absl_flags.DEFINE_string("workdir", None, "Where the run is kept.")
-
+EXIT_DONE = 0
 EXIT_NONFINITE = 3
 
 
-def main(config: config_lib.TrainConfig) -> None:
+def main(flag: preemption.PreemptionFlag) -> None:
+    """Reads the command line, then trains; exits with one of the codes."""
+    # These imports take a second or two, and a signal that comes meanwhile
+    # must find the flag: hence they are not at the top.
+    from absl import app
+    from absl import flags as absl_flags
+    import jax
+
+    from seqjax.training import config as config_lib
+    from seqjax.training import flags
+
+    absl_flags.DEFINE_string("config", None, "Python file with get_config().")
+    absl_flags.DEFINE_string("workdir", None, "Where the run is kept.")
+    jax.config.config_with_absl()
+    app.run(
+        functools.partial(train, flag=flag),
+        flags_parser=flags.parser(config_lib.TrainConfig),
+    )
+
+
+def train(config, flag: preemption.PreemptionFlag) -> None:
     """Trains, then reports; see the module for the exit codes."""
-    # Imported once the command line is known to be good: these take a second.
+    # Imported once the command line is known to be good: more seconds.
+    from absl import flags as absl_flags
+
     from experiments import result
+    from seqjax.training import background
+    from seqjax.training import flags
     from seqjax.training import loop
     from seqjax.training import rows
+    from seqjax.training import setup
+    from seqjax.training import workdir
 
-    workdir = absl_flags.FLAGS.workdir
+    directory = absl_flags.FLAGS.workdir
+    code = EXIT_DONE
     try:
-        outcome = loop.run(config, workdir)
-        if outcome.exit_code:
-            # A compilation may still run in a thread; an ordinary exit
-            # would wait for it longer than a scheduler does.
-            sys.stdout.flush()
-            os._exit(outcome.exit_code)
-        result.show(config, outcome, workdir)
+        setup.require_devices()
+        with workdir.WorkdirLock(directory):
+            outcome = loop.train(config, directory, flag)
+            result.show(config, outcome, directory, flag.alone)
+    except background.PreemptedError as stopped:
+        if str(stopped):
+            print(f"error: {stopped}", file=sys.stderr, flush=True)
+        code = preemption.EXIT_PREEMPTED
     except rows.NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_NONFINITE)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = EXIT_NONFINITE
     except loop.BAD_INPUT as error:
         flags.fail(str(error))
+    except OSError as error:
+        flags.fail(flags.of_the_system(error))
+    if flag.requested and code == EXIT_DONE:
+        code = preemption.EXIT_PREEMPTED  # as was said when the signal came
+    if flag.requested:
+        # A compilation may still run in a thread; an ordinary exit would wait
+        # for it longer than a scheduler does.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    jax.config.config_with_absl()
-    app.run(main, flags_parser=flags.parser(config_lib.TrainConfig))
+    signals = preemption.PreemptionFlag()
+    signals.install()
+    main(signals)

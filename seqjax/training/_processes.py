@@ -12,6 +12,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def count() -> int:
+    """Number of processes of the job."""
+    return jax.process_count()
+
+
 def gather_json(value: dict) -> list[dict]:
     """The value of every process, in order, in every process."""
     if jax.process_count() == 1:

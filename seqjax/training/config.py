@@ -88,7 +88,9 @@ class TrainConfig:
       progress_every: a progress line after each so many steps.
       seed: of the initial parameters and of everything drawn in training.
       nonfinite: "stop" ends the run at the first loss or gradient that is
-        not finite; "skip" leaves that update out and counts it.
+        not finite; "skip" leaves that update out and counts it, and ends the
+        run after ten (or half of all) in succession.  A validation that is
+        not finite ends it always.
       debug: run without jit, with NaN checks.
       profile: which steps to trace.
       compile_cache: a directory for compiled programs; "auto" is what
@@ -132,13 +134,19 @@ class TrainConfig:
                 f'nonfinite must be "stop" or "skip", got {self.nonfinite!r}'
             )
         try:
-            self.resolved_model("float32").validate()
-            self.data.validate()
+            self.resolved_model("float32").validate("model.")
             for part in (self.optimizer, self.mesh, self.checkpoint):
                 part.validate()
             self.profile.window()
+            self.data.validate()
+        except data_lib.DataError as error:
+            raise flags.ConfigError(
+                flags.with_paths(str(error), "data", self.data)
+            ) from error
         except ValueError as error:
-            raise flags.ConfigError(str(error)) from error
+            raise flags.ConfigError(
+                flags.with_paths(str(error), "model", self.model)
+            ) from error
         if not (self.data.validation_fraction or self.data.validation_path):
             raise flags.ConfigError(
                 "data.validation_fraction is 0 and data.validation_path is "
@@ -152,18 +160,14 @@ class TrainConfig:
         if self.optimizer.warmup_steps >= self.steps:
             raise flags.ConfigError(
                 f"optimizer.warmup_steps must be less than steps = "
-                f"{self.steps}, got {self.optimizer.warmup_steps}"
+                f"{self.steps}, got {self.optimizer.warmup_steps}; lower it, "
+                f"or raise steps"
             )
-        if self.data.batch_size % self.accumulation:
-            raise flags.ConfigError(
-                f"data.batch_size = {self.data.batch_size} is not divisible "
-                f"by accumulation = {self.accumulation}"
-            )
-        if self.mesh.data != -1:
-            self.check_devices(self.mesh.data * self.mesh.fsdp)
+        # Also where mesh.data is -1: that takes one device or more.
+        self.check_devices(max(self.mesh.data, 1) * self.mesh.fsdp)
 
     def check_devices(self, shards: int) -> None:
-        """Raises ConfigError unless the batch splits over that many devices."""
+        """Raises ConfigError unless the batch splits over the devices."""
         rows = shards * self.accumulation
         batch = self.data.batch_size
         if batch % rows:
@@ -172,7 +176,8 @@ class TrainConfig:
             raise flags.ConfigError(
                 f"data.batch_size = {batch} (global) is not divisible by "
                 f"{rows} = {shards} devices (mesh.data * mesh.fsdp) x "
-                f"accumulation {self.accumulation}; nearest are {usable}"
+                f"accumulation = {self.accumulation}; set data.batch_size to "
+                f"{usable}"
             )
 
     def resolved_model(self, auto: str) -> models.LanguageModelConfig:

@@ -33,10 +33,32 @@ class ConfigError(ValueError):
 
 def nearest(name: str, accepted: Sequence[str]) -> str:
     """ " did you mean 'x'?" where a name is close, else the accepted names."""
-    close = difflib.get_close_matches(name, accepted, n=1, cutoff=0.5)
+    # Case is a frequent slip, so it does not count.
+    folded = {known.lower(): known for known in reversed(accepted)}
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     if close:
-        return f"did you mean {close[0]!r}? Accepted: {', '.join(accepted)}"
+        near = folded[close[0]]
+        return f"did you mean {near!r}? Accepted: {', '.join(accepted)}"
     return f"accepted: {', '.join(accepted)}"
+
+
+def with_paths(message: str, group: str, fields: Any) -> str:
+    """The message of a part, with its field names as the command line's.
+
+    Parts are used on their own as well and then speak of "path"; from here
+    it is "data.path".  Only what is surely a name of the dataclass
+    ``fields`` is changed: one with an underscore, before "=" or "was", at the
+    start, or after "set".
+    """
+    names = sorted(_names(fields), key=len, reverse=True)
+    plain = "|".join(name for name in names if "_" not in name)
+    long = "|".join(name for name in names if "_" in name) or "(?!)"
+    alone = r"(?<![\w./'\"=-])"  # no part of a word, path or quotation
+    pattern = (
+        rf"{alone}(?:(?:{long})(?![\w/'\"-])|(?:{plain})(?= ?=| was )|"
+        rf"(?:^|(?<=set ))(?:{plain})(?= ))"
+    )
+    return re.sub(pattern, lambda found: f"{group}.{found[0]}", message)
 
 
 def _names(config: Any) -> list[str]:
@@ -102,8 +124,8 @@ def read_value(text: str, annotation: Any) -> Any:
     try:
         candidates.append(ast.literal_eval(text))
         candidates.append(_tuples(candidates[-1]))
-    except (ValueError, SyntaxError):
-        pass
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        pass  # no literal; MemoryError is that of a parser too deep
     candidates.append(text)
     pieces = text.strip("()[] ").split(",")
     candidates.append(tuple(p.strip(" '\"") for p in pieces if p.strip(" '\"")))
@@ -276,6 +298,16 @@ def parser(kind: type) -> Callable[[Sequence[str]], Any]:
         return config
 
     return parse
+
+
+def of_the_system(error: OSError) -> str:
+    """A message for an error that the system gave, with the usual remedies."""
+    where = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{where}{error.strerror or error}; check permissions and free space "
+        "there, then start the same command again: it goes on from its newest "
+        "checkpoint"
+    )
 
 
 def fail(message: str) -> typing.NoReturn:

@@ -18,6 +18,7 @@ import jax
 from seqjax import data
 from seqjax.parallel import sharding
 from seqjax.training import background
+from seqjax.training import binding
 from seqjax.training import checkpoints
 from seqjax.training import compile_cache
 from seqjax.training import config as config_lib
@@ -32,32 +33,28 @@ from seqjax.training import setup
 from seqjax.training import step
 from seqjax.training import workdir
 
-EXIT_DONE = 0
 # What a user can put right; each message says how.
 BAD_INPUT = (
     flags.ConfigError,
     data.DataError,
     checkpoints.CheckpointError,
     metrics.MetricsError,
-    workdir.WorkdirLocked,
-    OSError,
+    workdir.WorkdirError,
 )
 
 
 class Outcome(NamedTuple):
-    """What a run hands back.
+    """What a finished run hands back.
 
     Attributes:
-      exit_code: EXIT_DONE, or preemption.EXIT_PREEMPTED.
       step: updates done.
-      params: the model's variables; None if stopped before there were any.
+      params: the model's variables.
       model: the module they belong to.
-      validation: the numbers of the last validation; empty before the first.
+      validation: the numbers of the last validation.
       already_done: the run was finished before it was started.
       corpus: the text that was read.
     """
 
-    exit_code: int
     step: int
     params: Any
     model: Any
@@ -73,27 +70,43 @@ def run(
     rules: sharding.ShardingRules | None = None,
     say: Callable[[str], None] = progress.say,
 ) -> Outcome:
-    """Trains until done, stopped by a signal, or failed.
-
-    Args:
-      config: what to run; already validated.
-      directory: the workdir; a run that is there is resumed.
-      rules: sharding of the state; the default splits large leaves over fsdp.
-      say: prints a line of progress.
-
-    Raises:
-      ConfigError, DataError, WorkdirLocked, CheckpointError: bad input, each
-        with its remedy.
-      NonFiniteError: see TrainConfig.nonfinite.
-    """
-    directory = pathlib.Path(directory).absolute()
+    """``train`` under a lock and a flag of its own."""
+    setup.require_devices()
     with (
         workdir.WorkdirLock(directory),
         preemption.PreemptionFlag() as flag,
     ):
-        cache = compile_cache.enable(config.compile_cache, directory)
-        rules = rules or sharding.ShardingRules()
-        return _Run(config, directory, rules, say, flag, cache).execute()
+        return train(config, directory, flag, rules=rules, say=say)
+
+
+def train(
+    config: config_lib.TrainConfig,
+    directory: str | pathlib.Path,
+    flag: preemption.PreemptionFlag,
+    *,
+    rules: sharding.ShardingRules | None = None,
+    say: Callable[[str], None] = progress.say,
+) -> Outcome:
+    """Trains until done, stopped, or failed.
+
+    Args:
+      config: what to run; already validated.
+      directory: the workdir, locked; a run that is there is resumed.
+      flag: stops the run.
+      rules: sharding of the state; the default splits large leaves over fsdp.
+      say: prints a line of progress.
+
+    Raises:
+      ConfigError, DataError, MetricsError, CheckpointError: bad input, each
+        with its remedy; what was trained is saved.
+      NonFiniteError: see TrainConfig.nonfinite.
+      PreemptedError: stopped by the flag, or by a data worker's death, which
+        the message then tells; everything is saved.
+    """
+    directory = pathlib.Path(directory).absolute()
+    cache = compile_cache.enable(config.compile_cache, directory)
+    rules = rules or sharding.ShardingRules()
+    return _Run(config, directory, rules, say, flag, cache).execute()
 
 
 class _Run:
@@ -110,10 +123,7 @@ class _Run:
     ):
         self.config, self.flag, self.directory = config, flag, directory
         self.cache = cache
-        # Several processes must agree before one leaves a collective, so
-        # there no wait is cut short and only steps are interrupted.
-        self.stop = lambda: flag.requested and jax.process_count() == 1
-        self.parts = setup.assemble(config, directory, rules)
+        self.parts = setup.assemble(config, directory, rules, flag.alone)
         self.programs, self.store = self.parts.programs, self.parts.store
         self.progress = self.parts.progress(config, say)
         self.profiler = profiling.Profiler(
@@ -127,25 +137,21 @@ class _Run:
         self.launched: tuple[int, dict[str, jax.Array]] | None = None
         self.row: rows.Row | None = None
         self.validation: dict[str, float] = {}
+        self.left_out = 0  # updates in succession that were not finite
 
     def execute(self) -> Outcome:
         """Restores or initialises, trains, and closes what was opened."""
         try:
             self._restore()
             already_done = self.step == self.config.steps and not self.row
+            written = self.step - 1 if self.row else self.step
+            metrics.check_rows(self.directory / "metrics.jsonl", written)
             self.writer = metrics.MetricsWriter(
-                self.directory,
-                resume_step=self.step - 1 if self.row else self.step,
+                self.directory, resume_step=written
             )
             try:
-                exit_code = EXIT_DONE
                 if not already_done:
-                    timing = self.writer.timing
-                    timing(self.step, event="start", host=platform.node())
-                    exit_code = self._train()
-                    self.store.wait()
-                    traces = {f"traces_{k}": n for k, n in step.traces.items()}
-                    timing(self.step, event="end", **traces)
+                    self._train_or_save()
             finally:
                 self.profiler.close()
                 self.writer.close()
@@ -153,9 +159,8 @@ class _Run:
             self.parts.train_data.close()
             self.store.close()
         return Outcome(
-            exit_code=exit_code,
             step=self.step,
-            params=None if self.state is None else self.state.params,
+            params=self.state.params,
             model=self.programs.model,
             validation=self.validation,
             already_done=already_done,
@@ -169,40 +174,82 @@ class _Run:
         self.state, self.step = restored.state, restored.step
         self.parts.train_data.set_state(restored.data_state)
         self.position = restored.data_state
-        self.row = rows.decode(restored.meta["unfinished_row"])
-        self.validation = restored.meta["validation"]
+        meta = restored.meta
+        self.row = rows.decode(meta["unfinished_row"])
+        self.validation = meta["validation"]
+        self.left_out = meta["left_out_in_succession"]
+        if self.row is not None:
+            self._take_finished_row()
+        if meta["dtype"] != self.parts.provenance["dtype"]:
+            self.progress.say(
+                f"computing in {self.parts.provenance['dtype']}, which "
+                f'model.dtype "auto" means here; until now it was '
+                f"{meta['dtype']}"
+            )
 
-    def _train(self) -> int:
-        config, stop = self.config, self.stop
+    def _take_finished_row(self) -> None:
+        """The row that was unfinished when saved may be finished since."""
+        path = self.directory / "metrics.jsonl"
+        found = metrics.row_of(path, self.step)
+        if found is not None and "validation_loss" in found:
+            self.row = None
+            self.validation = {
+                name: value
+                for name, value in found.items()
+                if name.startswith("validation_")
+            }
+
+    def _train_or_save(self) -> None:
+        """Trains; what stops it before the end leaves a checkpoint."""
+        timing = self.writer.timing
+        timing(self.step, event="start", host=platform.node())
         try:
-            self.progress.say(self.parts.describe(self.step))
-            upcoming = background.Job(self._read)
-            if self.state is None:
-                self.state = self.programs.init(self.progress, stop)
-            if self.row is not None:
-                self._finish_row()
-            if self.step < config.steps:
-                self.programs.prepare_train_step(self.progress, stop)
-            self.progress.start(self.step)
-            while self.step < config.steps:
-                batch, position = self._wait(upcoming)
-                if self.step + 1 < config.steps:
-                    upcoming = background.Job(self._read)
-                self.profiler.before(self.step + 1)
-                self.state, result = self.programs.train_step(
-                    self.state, self.programs.put(batch)
-                )
-                self.step, self.position = self.step + 1, position
-                # The step before is read only now that the device is busy.
-                previous, self.launched = self.launched, (self.step, result)
-                if previous is not None:
-                    self._write(self._row(previous))
-                self.profiler.after(self.step, result)
-                self._boundary()
+            self._train()
         except background.PreemptedError:
-            self._save_preempted()
-            return preemption.EXIT_PREEMPTED
-        return EXIT_DONE
+            self._save_stopped(f"stopped by {self.flag.signal_name}")
+            raise
+        except data.DataError as error:
+            # The other processes of a job wait in a collective that this one
+            # does not come to: nothing can be saved then.
+            if jax.process_count() == 1:
+                self._save_stopped("stopped for want of data")
+            text = flags.with_paths(str(error), "data", self.config.data)
+            if isinstance(error, data.WorkerKilled):
+                raise background.PreemptedError(text) from error
+            raise data.DataError(text) from error
+        except FloatingPointError as error:
+            raise rows.under_debug(self.step, error) from error
+        finally:
+            traces = {f"traces_{k}": n for k, n in step.traces.items()}
+            timing(self.step, event="end", **traces)
+        self.store.wait()
+
+    def _train(self) -> None:
+        config, stop = self.config, self.flag.alone
+        self.progress.say(self.parts.describe(self.step))
+        upcoming = background.Job(self._read)
+        if self.state is None:
+            self.state = self.programs.init(self.progress, stop)
+        if self.row is not None:
+            self._finish_row()
+        if self.step < config.steps:
+            self.programs.prepare_train_step(self.progress, stop)
+        self.progress.start(self.step)
+        while self.step < config.steps:
+            batch, position = self._wait(upcoming)
+            if self.step + 1 < config.steps:
+                upcoming = background.Job(self._read)
+            self.profiler.before(self.step + 1)
+            self.state, result = self.programs.train_step(
+                self.state, self.programs.put(batch)
+            )
+            self.step, self.position = self.step + 1, position
+            # The step before is read only now that the device is busy.
+            previous, self.launched = self.launched, (self.step, result)
+            if previous is not None:
+                self._write(self._row(previous))
+            self.profiler.after(self.step, result)
+            self._boundary()
 
     def _boundary(self) -> None:
         """Validates, saves or stops after a step, where that is due."""
@@ -234,16 +281,20 @@ class _Run:
     def _wait(self, upcoming: background.Job[Any]) -> Any:
         begin = time.monotonic()
         result = upcoming.wait(
-            self.stop, lambda: self.progress.still("waiting for data", begin)
+            self.flag.alone,
+            lambda: self.progress.still("waiting for data", begin),
         )
         self.progress.waited(time.monotonic() - begin)
         return result
 
     def _row(self, launched: tuple[int, dict[str, jax.Array]]) -> rows.Row:
-        row = rows.fetch(*launched)
-        told = rows.check(row, self.config.nonfinite, self.store)
-        if told:
-            self.progress.say(told)
+        row, finite = rows.fetch(*launched)
+        self.left_out = 0 if finite else self.left_out + 1
+        if not finite:
+            policy, steps = self.config.nonfinite, self.config.steps
+            self.progress.say(
+                rows.left_out(row, self.left_out, policy, steps, self.store)
+            )
         return row
 
     def _finish_row(self) -> None:
@@ -253,14 +304,15 @@ class _Run:
         begin = time.monotonic()
         if "validation" in row:
             del row["validation"]
-            self.programs.prepare_eval_step(self.progress, self.stop)
+            self.programs.prepare_eval_step(self.progress, self.flag.alone)
             self.validation = evaluation.evaluate(
                 self.programs.eval_step,
                 self.state.params,
                 self.parts.validation_data,
                 self.programs.put,
-                self.stop,
+                self.flag.alone,
             )
+            rows.check_validation(self.step, self.validation, self.store)
             row |= self.validation
         self._write(row)
         if "validation" in self.row:
@@ -272,7 +324,7 @@ class _Run:
     def _write(self, row: rows.Row) -> None:
         scalars = {name: v for name, v in row.items() if name != "step"}
         self.writer.write(row["step"], **scalars)
-        numbers = self.progress.step(row["step"], row["loss"])
+        numbers = self.progress.step(row["step"], row["loss"], row["tokens"])
         if numbers:
             self.writer.timing(row["step"], **numbers)
 
@@ -282,20 +334,24 @@ class _Run:
         meta = {
             "unfinished_row": rows.encode(self.row),
             "validation": self.validation,
+            "left_out_in_succession": self.left_out,
+            **binding.describe(
+                config_lib.to_dict(self.config), config_lib.FREE_FIELDS
+            ),
             **self.parts.provenance,
         }
         self.store.save(self.step, self.state, self.position, meta)
         compile_cache.seal(self.cache)
 
-    def _save_preempted(self) -> None:
+    def _save_stopped(self, why: str) -> None:
         if self.state is None:
-            self.progress.say("stopped before the first step: nothing to save")
+            self.progress.say(f"{why} before the first step: nothing to save")
             return
         if self.launched is not None:
             self._write(self._row(self.launched))
         self._save()
         self.store.wait()
         self.progress.say(
-            f"stopped by {self.flag.signal_name}, saved after step "
-            f"{self.step}; the same command goes on from there"
+            f"{why}, saved after step {self.step}; the same command goes on "
+            f"from there"
         )

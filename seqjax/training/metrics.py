@@ -8,6 +8,7 @@ past k are dropped here and written again by the loop. Wall-clock numbers,
 restarts and hosts go to timing.jsonl, which only grows.
 """
 
+from collections.abc import Callable, Iterator
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import numpy as np
 from seqjax.training import _files
 from seqjax.training import _processes
 
+_SHOWN = 8
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -41,6 +43,79 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
         {name: _decode(value) for name, value in row.items()}
         for row in (_parse(line, path, i + 1) for i, line in enumerate(lines))
     ]
+
+
+def read_timing(
+    path: str | os.PathLike, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Rows of a timing file, which is a help and not the truth.
+
+    Lines that are no rows, or a file that is gone, are told through ``say``
+    and left out.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        say(f"{path} is gone; times before this start are not known")
+        return []
+    rows, bad = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            rows.append(_parse(line, path, number))
+        except MetricsError:
+            bad.append(str(number))
+    if bad:
+        say(f"{path}: lines that are no rows are left out: {', '.join(bad)}")
+    return rows
+
+
+def check_rows(path: str | os.PathLike, step: int) -> None:
+    """Raises MetricsError unless there is one row for each step to ``step``.
+
+    A run that goes on from the checkpoint of that step counts on them.
+    """
+    path = pathlib.Path(path)
+    rows = _rows_up_to(path, step) if path.exists() else ()
+    found = [row["step"] for row, _ in rows]
+    if found == list(range(1, step + 1)):
+        return
+    have = set(found)
+    if len(have) < len(found):
+        what = "holds a step more than once"
+    else:
+        missing = [s for s in range(1, step + 1) if s not in have]
+        what = (
+            f"lacks rows of steps up to {step}: {_ranges(missing)}"
+            if missing
+            else "does not hold its rows in order"
+        )
+    raise MetricsError(
+        f"{path} {what}, on which the checkpoint of step {step} counts. "
+        "Nothing was changed. Bring back a copy of the file, or choose "
+        "another workdir; the same command there computes the same rows again"
+    )
+
+
+def last_step(path: str | os.PathLike) -> int:
+    """The step of the last whole row, 0 where there is none."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().split(b"\n")[:-1]
+    if not lines:
+        return 0
+    return _parse(lines[-1], path, len(lines))["step"]
+
+
+def row_of(path: str | os.PathLike, step: int) -> dict[str, Any] | None:
+    """The last whole row of a step, or None."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return None
+    found = None
+    for row, _ in _rows_up_to(path, step):
+        if row["step"] == step:
+            found = {name: _decode(value) for name, value in row.items()}
+    return found
 
 
 class MetricsWriter:
@@ -176,15 +251,33 @@ def _append(file: _files.LineFile, line: str) -> None:
         ) from error
 
 
-def _drop_rows_after(path: pathlib.Path, step: int) -> None:
-    content = path.read_bytes()
-    kept = 0
-    lines = content.split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):
+def _rows_up_to(
+    path: pathlib.Path, step: int
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Row and size of each whole line up to the first one past ``step``."""
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         row = _parse(line, path, number)
         if row["step"] > step:
-            break
-        kept += len(line) + 1
+            return
+        yield row, len(line) + 1
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers as "1, 4-6"; the first few, then a count."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    shown = [f"{a}-{b}" if b > a else f"{a}" for a, b in runs[:_SHOWN]]
+    left = len(runs) - _SHOWN
+    return ", ".join(shown) + (f" and {left} more gaps" if left > 0 else "")
+
+
+def _drop_rows_after(path: pathlib.Path, step: int) -> None:
+    content = path.read_bytes()
+    kept = sum(size for _, size in _rows_up_to(path, step))
     if kept != len(content):
         _files.replace(path, content[:kept])
 
@@ -194,7 +287,7 @@ def _parse(line: bytes, path: pathlib.Path, number: int) -> dict:
         row = json.loads(line)
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             return row
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise MetricsError(
         f"{path}, line {number} is not a row with a step: {line[:60]!r}; "

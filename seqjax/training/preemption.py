@@ -2,15 +2,14 @@
 
 Schedulers send SIGTERM some seconds before they kill. The loop polls the flag
 between steps, saves, and exits with EXIT_PREEMPTED, which means: run the same
-command again.
+command again.  This module imports nothing slow, so that a script can raise
+the flag's handlers before it imports JAX.
 """
 
 import os
 import signal
 import threading
 from typing import Any
-
-from seqjax.training import _processes
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -45,15 +44,32 @@ class PreemptionFlag:
             return None
         return signal.Signals(self._signal).name
 
+    def alone(self) -> bool:
+        """Whether a signal has come and no other process waits for this one.
+
+        Several processes must agree before one leaves a collective, so there
+        no wait is cut short and only steps are interrupted.
+        """
+        from seqjax.training import _processes  # imports JAX
+
+        return self.requested and _processes.count() == 1
+
     def agreed(self) -> bool:
         """Whether a signal has come to any process of the job.
 
         All processes must call it at the same steps; with several it is a
         collective of a few bytes. The answer is the same in all of them.
         """
+        from seqjax.training import _processes  # imports JAX
+
         return bool(_processes.where_true(self.requested))
 
     def __enter__(self) -> "PreemptionFlag":
+        """Installs the handlers, see ``install``."""
+        self.install()
+        return self
+
+    def install(self) -> None:
         """Installs the handlers.
 
         Raises:
@@ -67,7 +83,6 @@ class PreemptionFlag:
         self._pid = os.getpid()
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
-        return self
 
     def __exit__(self, *exception) -> None:
         """Puts the former handlers back."""
@@ -87,10 +102,10 @@ class PreemptionFlag:
             self._signal = number
         name = signal.Signals(number).name
         text = (
-            "finishing the step and saving, then exit with code "
-            f"{EXIT_PREEMPTED}; the same command resumes"
+            "finishing what is begun and saving, then exit with code "
+            f"{EXIT_PREEMPTED}; the same command goes on from there"
             if first
-            else "already saving; SIGKILL stops without it"
+            else "already stopping; SIGKILL stops without saving"
         )
         # Plain write: the handler may interrupt logging itself.
         os.write(2, f"{name}: {text}\n".encode())

@@ -59,15 +59,16 @@ class Progress:
         *,
         steps: int,
         every: int,
-        tokens_per_step: int,
         flops_per_token: float,
         say: Callable[[str], None],
     ):
-        """Args: counts of the whole run, over all devices."""
+        """Args: counts of the whole run, over all devices.
+
+        A token is one that the loss counts: padding is no work done.
+        """
         self._steps = steps
         self._every = every
-        self._tokens = tokens_per_step
-        self._flops = flops_per_token * tokens_per_step
+        self._flops = flops_per_token
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak * jax.device_count() if peak else None
         self._say = say
@@ -86,6 +87,7 @@ class Progress:
         self._window_step = step
         self._window_start = self._now()
         self._waited = 0.0
+        self._tokens = 0
 
     def waited(self, seconds: float) -> None:
         """Adds time that was spent waiting for data."""
@@ -109,11 +111,14 @@ class Progress:
             return self._paused_at
         return time.monotonic()
 
-    def step(self, step: int, loss: float) -> dict[str, float] | None:
+    def step(
+        self, step: int, loss: float, tokens: int
+    ) -> dict[str, float] | None:
         """Prints the line of a finished step where one is due.
 
         Returns its numbers, for the timing file.
         """
+        self._tokens += tokens
         due = step % self._every == 0 or step == self._steps
         if not due:
             if self._shown < _SINGLY:
@@ -128,13 +133,14 @@ class Progress:
         per_step = seconds / done
         numbers = {
             "seconds_per_step": per_step,
-            "tokens_per_second": self._tokens / per_step,
+            "tokens_per_second": self._tokens / seconds,
             "data_wait_share": min(self._waited / seconds, 1.0),
         }
         line = f"{self._count(step)}  loss {loss:.4f}  "
         line += f"{numbers['tokens_per_second']:,.0f} tokens/s  "
         if self._peak is not None:
-            numbers["mfu"] = self._flops / per_step / self._peak
+            flops = self._flops * numbers["tokens_per_second"]
+            numbers["mfu"] = flops / self._peak
             line += f"MFU {100 * numbers['mfu']:.1f} %  "
         line += (
             f"ETA {duration(per_step * (self._steps - step))}  "

@@ -117,8 +117,9 @@ def make_train_step(
         params = jax.tree.map(
             lambda param, update: param - rate * update, state.params, updates
         )
-        # A finite gradient may still be blown up on its way to the parameters.
-        for leaf in jax.tree.leaves(params):
+        # A finite gradient may still be blown up on its way to the parameters,
+        # and its square in the second moment.
+        for leaf in jax.tree.leaves((params, opt_state)):
             finite &= jnp.all(jnp.isfinite(leaf))
 
         def keep(new: Any, old: Any) -> Any:

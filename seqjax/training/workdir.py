@@ -1,6 +1,5 @@
-"""One job and one configuration per workdir."""
+"""One job per workdir; one configuration: seqjax.training.binding."""
 
-from collections.abc import Collection
 import errno
 import fcntl
 import json
@@ -8,20 +7,20 @@ import os
 import pathlib
 import socket
 import time
-from typing import Any
 
 from absl import logging
 
-from seqjax.training import _files
 from seqjax.training import _processes
 
-_SHOWN = 8
-_ABSENT = "absent"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[pathlib.Path] = set()
 
 
-class WorkdirLocked(RuntimeError):
+class WorkdirError(RuntimeError):
+    """The workdir cannot be used; the message says why and the way out."""
+
+
+class WorkdirLocked(WorkdirError):
     """Another job is using the workdir; the message names it."""
 
 
@@ -48,9 +47,16 @@ class WorkdirLock:
 
         Raises:
           WorkdirLocked: if another job has it, naming host, pid and time.
+          WorkdirError: if it cannot be made or written to.
         """
         if not _processes.is_first():
             return self
+        try:
+            return self._enter()
+        except OSError as error:
+            raise WorkdirError(_unusable(self.workdir, error)) from error
+
+    def _enter(self) -> "WorkdirLock":
         self.workdir.mkdir(parents=True, exist_ok=True)
         key = self.workdir.resolve()
         if key in _held:
@@ -62,19 +68,19 @@ class WorkdirLock:
             )
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o666)
-        try:
-            self._acquire()
-        except BaseException:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            raise
-        _held.add(key)
         owner = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        self._write(json.dumps(owner))
+        try:
+            self._acquire()
+            self._write(json.dumps(owner))
+        except BaseException:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            raise
+        _held.add(key)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -132,13 +138,26 @@ class WorkdirLock:
         try:
             owner = json.loads(os.pread(self._descriptor, 4096, 0))
             return {name: owner[name] for name in ("host", "pid", "since")}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _write(self, text: str) -> None:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, text.encode(), 0)
         os.fsync(self._descriptor)
+
+
+def _unusable(workdir: pathlib.Path, error: OSError) -> str:
+    for path in (workdir, *workdir.parents):
+        if path.exists() and not path.is_dir():
+            return (
+                f"workdir {workdir} cannot be made: {path} is a file; "
+                "choose a directory"
+            )
+    return (
+        f"workdir {workdir} cannot be written to ({error.strerror}); check "
+        "permissions and free space there, or choose another workdir"
+    )
 
 
 def _may_live(owner: dict) -> bool:
@@ -151,128 +170,3 @@ def _may_live(owner: dict) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def bind_config(
-    workdir: str | os.PathLike,
-    config: dict[str, Any],
-    *,
-    allowed: Collection[str] = (),
-    override: bool = False,
-    override_flag: str | None = None,
-) -> list[str]:
-    """Ties a workdir to a resolved configuration, kept as config.json.
-
-    The first call writes it. Later calls compare: a field outside allowed
-    that differs is refused, so that a run is never continued as another one.
-    In a job of many processes only the first one writes.
-
-    Args:
-      workdir: made if it is not there. Hold its lock.
-      config: nested dict of what JSON can hold.
-      allowed: dotted names that may change between starts; a name covers the
-        fields below it.
-      override: accept every difference; the old file is kept as
-        config.<n>.json.
-      override_flag: what the user types to set override, for the message.
-
-    Returns:
-      Dotted names of the fields that changed, [] on the first call.
-
-    Raises:
-      ValueError: naming the first differing fields with both values and the
-        way out; for an allowed name that is no field; for a value JSON
-        cannot hold; for a config.json that is no JSON.
-    """
-    workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    new = _flatten(config)
-    text = (json.dumps(config, indent=2) + "\n").encode()
-    if not path.exists():
-        _check_allowed(allowed, new.keys())
-        if _processes.is_first():
-            _files.replace(path, text)
-        return []
-    old = _flatten(_load(path))
-    _check_allowed(allowed, new.keys() | old.keys())
-    changed = [
-        name
-        for name in dict.fromkeys([*new, *old])
-        if new.get(name, _ABSENT) != old.get(name, _ABSENT)
-    ]
-    refused = [
-        name for name in changed if not any(_covers(a, name) for a in allowed)
-    ]
-    if refused and not override:
-        shown = [
-            f"  {name}: {old.get(name, _ABSENT)} in the workdir, "
-            f"{new.get(name, _ABSENT)} now"
-            for name in refused[:_SHOWN]
-        ]
-        more = len(refused) - _SHOWN
-        raise ValueError(
-            f"{workdir} belongs to a run with another configuration; "
-            f"{len(refused)} fields differ\n"
-            + "\n".join(shown)
-            + (f"\n  and {more} more" if more > 0 else "")
-            + "\nGo back to these values, or choose another workdir"
-            + (
-                f", or accept the change with {override_flag}"
-                if override_flag
-                else ""
-            )
-            + "."
-        )
-    if changed and _processes.is_first():
-        for name in changed:
-            logging.info(
-                "configuration changed: %s from %s to %s",
-                name,
-                old.get(name, _ABSENT),
-                new.get(name, _ABSENT),
-            )
-        count = 1
-        while (kept := workdir / f"config.{count}.json").exists():
-            count += 1
-        _files.replace(kept, path.read_bytes())
-        _files.replace(path, text)
-    return changed
-
-
-def _flatten(config: Any, prefix: str = "") -> dict[str, str]:
-    """JSON text of each field by dotted name."""
-    if isinstance(config, dict) and config:
-        flat = {}
-        for name, value in config.items():
-            flat |= _flatten(value, f"{prefix}.{name}" if prefix else str(name))
-        return flat
-    try:
-        return {prefix: json.dumps(config)}
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"config field {prefix} must be JSON-able: {error}"
-        ) from None
-
-
-def _load(path: pathlib.Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is no JSON ({error}); bring back a copy of it, or choose "
-            "another workdir"
-        ) from None
-
-
-def _check_allowed(allowed: Collection[str], names: Collection[str]) -> None:
-    for entry in allowed:
-        if not any(_covers(entry, name) for name in names):
-            raise ValueError(
-                f"allowed names {entry!r}, which is no field of the "
-                f"configuration; fields are {', '.join(sorted(names))}"
-            )
-
-
-def _covers(entry: str, name: str) -> bool:
-    return name == entry or name.startswith(f"{entry}.")

@@ -16,7 +16,11 @@ from tests.training import tiny
         ("steps", "0", ["steps must be at least 1, got 0"]),
         ("steps", "-5", ["steps must be at least 1, got -5"]),
         ("accumulation", "0", ["accumulation must be at least 1"]),
-        ("accumulation", "3", ["batch_size = 8", "accumulation = 3"]),
+        (
+            "accumulation",
+            "3",
+            ["batch_size = 8", "accumulation = 3;", "6 or 9"],
+        ),
         ("nonfinite", "ignore", ['"stop" or "skip"', "'ignore'"]),
         ("seed", "-1", ["seed must be in [0, 2**31), got -1"]),
         ("optimizer.learning_rate", "0", ["learning_rate must be positive"]),
@@ -29,14 +33,24 @@ from tests.training import tiny
         ),
         ("optimizer.final_fraction", "2", ["must be in [0, 1], got 2"]),
         ("mesh.seq", "2", ["mesh.seq must be 1, got 2"]),
-        ("mesh.data", "16", ["divisible by 16 = 16 devices", "nearest are 16"]),
+        (
+            "mesh.data",
+            "16",
+            ["divisible by 16 = 16 devices", "batch_size to 16"],
+        ),
         ("checkpoint.keep", "0", ["checkpoint.keep must be at least 1"]),
         ("profile.steps", "5", ['must be "first:last"', "'5'"]),
         ("profile.steps", "9:5", ['must be "first:last"', "'9:5'"]),
-        ("model.pattern", "gal,attention", ["'gal'", "'gla'"]),
-        ("model.heads", "3", ["width=16", "heads=3"]),
+        (
+            "model.pattern",
+            "GLA,attention",
+            ["'GLA'", "nearest is 'simple_gla'"],
+        ),
+        ("model.heads", "3", ["model.width must", "model.heads=3"]),
         ("model.dtype", "float31", ["float31", "float32"]),
         ("model.vocab_size", "100", ["at least data.vocab_size = 256"]),
+        ("data.source", "Files", ["data.source must", "did you mean 'files'?"]),
+        ("data.path", "", ["data.path must be", "data.source='files'"]),
         ("data.source", "file", ["'file'", "did you mean 'files'?"]),
         ("data.sequence_length", "0", ["sequence_length must be at least 1"]),
         ("data.validation_fraction", "0", ["nothing to validate on"]),
@@ -55,10 +69,10 @@ def test_bad_values(path, text, parts):
 def test_the_batch_on_the_devices():
     config = tiny.get_config()
     config.check_devices(8)
-    with pytest.raises(flags.ConfigError, match="nearest are 6 or 12"):
+    with pytest.raises(flags.ConfigError, match="batch_size to 6 or 12"):
         config.check_devices(6)
     config.accumulation = 2
-    with pytest.raises(flags.ConfigError, match="16 = 8 devices .* 2; .* 16"):
+    with pytest.raises(flags.ConfigError, match="16 = 8 devices .* = 2; .* 16"):
         config.check_devices(8)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from seqjax import data
 from seqjax.training import flags
 from tests.training.flag_cases import Inner
 from tests.training.flag_cases import Outer
@@ -33,6 +34,7 @@ def test_overrides_are_typed():
     [
         ("inner.widht", "3", ["config.inner has no field 'widht'", "'width'"]),
         ("iner.width", "3", ["config has no field 'iner'", "'inner'"]),
+        ("INNER.width", "3", ["no field 'INNER'; did you mean 'inner'?"]),
         ("inner.width", "3.5", ["inner.width", "expected int", "'3.5'"]),
         ("inner.width", "true", ["expected int"]),
         ("inner.rate", "fast", ["expected float", "'fast'"]),
@@ -47,6 +49,34 @@ def test_bad_overrides_say_what_is_accepted(path, text, parts):
         flags.override(Outer(), path, text)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_values_nested_too_deep():
+    # Python's parser gives up in several ways.
+    for text in ("(" * 100_000, "-" * 100_000 + "1", "[" * 500 + "]" * 500):
+        with pytest.raises(flags.ConfigError, match=r"expected tuple\[int"):
+            flags.override(Outer(), "inner.pair", text)
+
+
+def test_field_names_get_their_path():
+    def told(message):
+        return flags.with_paths(message, "data", data.DataConfig)
+
+    assert told("path must be a file with source='jsonl'") == (
+        "data.path must be a file with data.source='jsonl'"
+    )
+    assert told(
+        "raise batch_size = 3 or set path to one; seed was 1, is 2"
+    ) == (
+        "raise data.batch_size = 3 or set data.path to one; "
+        "data.seed was 1, is 2"
+    )
+    # What the user wrote, and ordinary words, stay.
+    for same in (
+        "data.batch_size = 3; the path of a file; check the path",
+        "'/path/batch_size' does not exist (at /seed=1/x); 'text_field'",
+    ):
+        assert told(same) == same
 
 
 def test_wrong_values_in_a_config_file_are_found():

@@ -23,7 +23,7 @@ STEPS = 40
 LOOP = """
 import json, sys
 import jax, jax.numpy as jnp
-from seqjax.training import checkpoints, metrics, workdir
+from seqjax.training import binding, checkpoints, metrics, workdir
 
 path, steps = sys.argv[1], int(sys.argv[2])
 
@@ -39,7 +39,7 @@ def update(state):
     return {"x": x, "count": state["count"] + 1}, jnp.mean(x * x)
 
 with workdir.WorkdirLock(path):
-    workdir.bind_config(path, {"steps": steps})
+    binding.bind_config(path, {"steps": steps})
     store = checkpoints.CheckpointStore(path + "/checkpoints", keep=2)
     found = store.restore(jax.eval_shape(init))
     state, first = (found.state, found.step) if found else (init(), 0)

@@ -54,7 +54,7 @@ def test_signals_to_a_real_process(number, group):
     assert out == f"{name} 0\n"
     assert process.returncode == preemption.EXIT_PREEMPTED == 75
     lines = err.splitlines()
-    assert lines[0].startswith(f"{name}: finishing the step and saving")
+    assert lines[0].startswith(f"{name}: finishing what is begun and saving")
     assert "code 75" in lines[0] and len(lines) <= 3
 
 

@@ -145,17 +145,32 @@ def test_an_update_that_is_not_finite_is_left_out(tmp_path):
         (state.opt_state, new.opt_state),
     ):
         jax.tree.map(np.testing.assert_array_equal, old_part, new_part)
-    row = rows.fetch(2, metrics)
+    row, finite = rows.fetch(2, metrics)
+    assert not finite
     store = checkpoints.CheckpointStore(tmp_path, keep=1, read_only=True)
-    assert rows.check(row, "skip", store).startswith("step 2: update skipped, ")
+    told = rows.left_out(row, 1, "skip", 100, store)
+    assert told.startswith("step 2: update skipped, ")
     with pytest.raises(rows.NonFiniteError) as error:
-        rows.check(row, "stop", store)
-    for part in ("step 2: ", "loss = ", "of steps none in ", "nonfinite=skip"):
+        rows.left_out(row, 1, "stop", 100, store)
+    for part in ("step 2: ", "loss = ", "No checkpoint was", "nonfinite=skip"):
         assert part in str(error.value)
+    # So many in succession, or half of a short run, end it also under "skip".
+    for count, steps in ((10, 100), (2, 4), (1, 1)):
+        rows.left_out(row, count - 1, "skip", steps, store)
+        with pytest.raises(rows.NonFiniteError, match="learns nothing more"):
+            rows.left_out(row, count, "skip", steps, store)
     # The next good batch goes on from there.
     after, metrics = train_step(new, _batch(5))
     assert metrics["finite"]
     assert (after.step, after.skipped) == (3, 1)
+
+
+def test_an_update_that_overflows_is_told(tmp_path):
+    store = checkpoints.CheckpointStore(tmp_path, keep=1, read_only=True)
+    row = {"step": 3, "loss": 1.0, "grad_norm": 1e30}
+    assert rows.left_out(row, 1, "skip", 100, store) == (
+        "step 3: update skipped, the update overflows parameters or moments"
+    )
 
 
 def test_a_batch_without_tokens():

@@ -14,10 +14,12 @@ import time
 
 import pytest
 
+from seqjax.training import binding
 from seqjax.training import workdir
 
 HOLD = """
 import multiprocessing, sys, time
+from seqjax.training import binding
 from seqjax.training import workdir
 with workdir.WorkdirLock(sys.argv[1]):
     if sys.argv[2] == "worker":
@@ -165,22 +167,22 @@ def changed(**values):
 class TestConfig:
     def test_written_once_and_accepted_again(self, tmp_path):
         path = tmp_path / "new" / "config.json"
-        assert workdir.bind_config(path.parent, CONFIG) == []
+        assert binding.bind_config(path.parent, CONFIG) == []
         before = path.stat().st_mtime_ns
         time.sleep(0.01)
-        assert workdir.bind_config(path.parent, CONFIG) == []
+        assert binding.bind_config(path.parent, CONFIG) == []
         assert path.stat().st_mtime_ns == before
         assert json.loads(path.read_text()) == changed()
 
     def test_refused_with_both_values(self, tmp_path):
-        workdir.bind_config(tmp_path, CONFIG)
+        binding.bind_config(tmp_path, CONFIG)
         raw = (tmp_path / "config.json").read_bytes()
         other = changed(
             model__width=128, data__seed=2, model__new=1, model__pattern=["gla"]
         )
         del other["data"]["path"]
         with pytest.raises(ValueError) as caught:
-            workdir.bind_config(tmp_path, other, override_flag="--accept=true")
+            binding.bind_config(tmp_path, other, override_flag="--accept=true")
         text = str(caught.value)
         assert "5 fields differ" in text
         assert "model.width: 64 in the workdir, 128 now" in text
@@ -193,45 +195,45 @@ class TestConfig:
         assert (tmp_path / "config.json").read_bytes() == raw
 
     def test_long_lists_are_cut(self, tmp_path):
-        workdir.bind_config(tmp_path, {str(i): i for i in range(20)})
+        binding.bind_config(tmp_path, {str(i): i for i in range(20)})
         with pytest.raises(ValueError, match="and 12 more"):
-            workdir.bind_config(tmp_path, {str(i): -i - 1 for i in range(20)})
+            binding.bind_config(tmp_path, {str(i): -i - 1 for i in range(20)})
 
     def test_allowed_fields_may_change(self, tmp_path):
-        workdir.bind_config(tmp_path, CONFIG)
+        binding.bind_config(tmp_path, CONFIG)
         new = changed(steps=20, data__seed=3)
         allowed = ("steps", "data")
-        names = workdir.bind_config(tmp_path, new, allowed=allowed)
+        names = binding.bind_config(tmp_path, new, allowed=allowed)
         assert names == ["steps", "data.seed"]
         assert json.loads((tmp_path / "config.json").read_text()) == new
         old = json.loads((tmp_path / "config.1.json").read_text())
         assert old == changed()
         with pytest.raises(ValueError, match="model.width"):
-            workdir.bind_config(
+            binding.bind_config(
                 tmp_path, changed(steps=30, model__width=1), allowed=allowed
             )
 
     def test_override(self, tmp_path):
-        workdir.bind_config(tmp_path, CONFIG)
+        binding.bind_config(tmp_path, CONFIG)
         new = changed(model__width=1)
-        assert workdir.bind_config(tmp_path, new, override=True) == [
+        assert binding.bind_config(tmp_path, new, override=True) == [
             "model.width"
         ]
-        assert workdir.bind_config(tmp_path, new) == []
+        assert binding.bind_config(tmp_path, new) == []
 
     @pytest.mark.parametrize("bound", [False, True])
     def test_allowed_name_that_is_no_field(self, tmp_path, bound):
         if bound:
-            workdir.bind_config(tmp_path, CONFIG)
+            binding.bind_config(tmp_path, CONFIG)
         with pytest.raises(ValueError, match="'stepz', which is no field"):
-            workdir.bind_config(tmp_path, CONFIG, allowed=["stepz"])
+            binding.bind_config(tmp_path, CONFIG, allowed=["stepz"])
 
     def test_value_json_cannot_hold(self, tmp_path):
         with pytest.raises(ValueError, match="data.seed must be JSON-able"):
-            workdir.bind_config(tmp_path, {"data": {"seed": {1}}})
+            binding.bind_config(tmp_path, {"data": {"seed": {1}}})
         assert not (tmp_path / "config.json").exists()
 
     def test_damaged_file(self, tmp_path):
         (tmp_path / "config.json").write_text('{"steps": ')
         with pytest.raises(ValueError, match="config.json is no JSON"):
-            workdir.bind_config(tmp_path, CONFIG)
+            binding.bind_config(tmp_path, CONFIG)
