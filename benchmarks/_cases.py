@@ -104,6 +104,17 @@ def _selective_inputs(key, sizes, dtype):
     return x.astype(dtype), dt, A, B.astype(dtype), C.astype(dtype)
 
 
+def _average_inputs(key, sizes, dtype):
+    channels = sizes.heads * sizes.value_dim
+    keys = jax.random.split(key, 4)
+    shape = (sizes.batch, sizes.length, channels)
+    k = jax.random.normal(keys[0], shape)
+    v = jax.random.normal(keys[1], shape)
+    log_decay = -jnp.exp(jax.random.normal(keys[2], (channels,)) - 2)
+    bonus = jax.random.normal(keys[3], (channels,))
+    return k.astype(dtype), v.astype(dtype), log_decay, bonus
+
+
 def _convolution_inputs(key, sizes, dtype):
     width, channels = 4, sizes.heads * sizes.value_dim
     x_key, weight_key = jax.random.split(key)
@@ -147,6 +158,13 @@ CASES = {
         # parallel would hold T x T decays for every channel and state
         forms=("recurrent", "chunk"),
         baseline=baseline_scan.selective_scan,
+    ),
+    "rwkv4": Case(
+        ops.rwkv4,
+        _average_inputs,
+        # parallel would hold T x T weights for every channel
+        forms=("recurrent", "chunk"),
+        baseline=baseline_scan.rwkv4,
     ),
     "linear_recurrence": Case(
         ops.linear_recurrence,

@@ -148,3 +148,25 @@ def mlstm(q, k, v, input_gate, forget_gate):
     )
     _, h = jax.lax.scan(step, start, time_first)
     return jnp.moveaxis(h, 0, 1).astype(v.dtype)
+
+
+def rwkv4(k, v, log_decay, bonus):
+    """A weighted average: k, v [B,T,D], log_decay and bonus [D]."""
+
+    def step(state, token):
+        num, den, m = state
+        k, v = token
+        top = jnp.maximum(m, k + bonus[None])
+        past, here = jnp.exp(m - top), jnp.exp(k + bonus[None] - top)
+        o = (past * num + here * v) / (past * den + here)
+        top = jnp.maximum(m + log_decay[None], k)
+        past, here = jnp.exp(m + log_decay[None] - top), jnp.exp(k - top)
+        return (past * num + here * v, past * den + here, top), o
+
+    time_first = tuple(
+        jnp.moveaxis(x.astype(jnp.float32), 1, 0) for x in (k, v)
+    )
+    zeros = jnp.zeros((k.shape[0], k.shape[2]), jnp.float32)
+    start = (zeros, zeros, jnp.full_like(zeros, -jnp.inf))
+    _, o = jax.lax.scan(step, start, time_first)
+    return jnp.moveaxis(o, 0, 1).astype(v.dtype)

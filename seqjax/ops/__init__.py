@@ -6,13 +6,20 @@ implementation=None, state_dtype=None)`: the state is an argument and a result,
 both differentiable; every form is the same function.
 """
 
+from seqjax.ops import feature_maps as feature_maps
 from seqjax.ops._dispatch import (
     chosen_implementations as chosen_implementations,
 )
+from seqjax.ops.as_matrix import as_matrix as as_matrix
+from seqjax.ops.bidirectional import bidirectional as bidirectional
 from seqjax.ops.comba import comba as comba
 from seqjax.ops.delta_rule import delta_rule as delta_rule
+from seqjax.ops.dplr_delta_rule import dplr_delta_rule as dplr_delta_rule
 from seqjax.ops.gated_delta_product import (
     gated_delta_product as gated_delta_product,
+)
+from seqjax.ops.gated_delta_rule_2 import (
+    gated_delta_rule_2 as gated_delta_rule_2,
 )
 from seqjax.ops.gated_linear_attention import (
     gated_linear_attention as gated_linear_attention,
@@ -27,6 +34,8 @@ from seqjax.ops.mlstm import MLSTMState as MLSTMState
 from seqjax.ops.mlstm import mlstm as mlstm
 from seqjax.ops.retention import retention as retention
 from seqjax.ops.retention import retention_log_decay as retention_log_decay
+from seqjax.ops.rwkv4 import RWKV4State as RWKV4State
+from seqjax.ops.rwkv4 import rwkv4 as rwkv4
 from seqjax.ops.rwkv6 import rwkv6 as rwkv6
 from seqjax.ops.selective_scan import selective_scan as selective_scan
 from seqjax.ops.short_convolution import short_convolution as short_convolution

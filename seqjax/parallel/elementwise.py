@@ -77,7 +77,7 @@ def shard_twice(
     *,
     axis_name: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs an operator on this device's shard whose states are too many to keep.
+    """Runs an operator whose states are too many to keep on a shard.
 
     The incoming state would have to be read at every token with a decay of its
     own; a second walk from it costs the same and holds nothing.

@@ -131,7 +131,11 @@ def _case(operator, golden, note, arrays):
     y = out[golden.output]
     zeros = [np.zeros(out[n].shape) for n in golden.final]
     state = [raw.get(n) for n in golden.initial]
-    state = [z if x is None else x for x, z in zip(state, zeros, strict=False)]
+    absent = golden.absent or (0.0,) * len(zeros)
+    state = [
+        np.full_like(z, fill) if x is None else x
+        for x, z, fill in zip(state, zeros, absent, strict=False)
+    ]
     problem = spec.Problem(
         ready,
         _like_state(operator, state),

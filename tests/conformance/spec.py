@@ -35,6 +35,8 @@ class Golden:
         output: file name of the output.
         initial: file names of the initial state's leaves.
         final: file names of the final state's leaves, as compared.
+        absent: values of the initial state's leaves in cases without a state;
+            None for zeros.
         cases: cases to take; None for all.
         variant: (operator, raw inputs, opts) -> the row with the options (and
             oracle) of a case.  Cases that give the identical object run as one
@@ -49,6 +51,7 @@ class Golden:
     output: str = "o"
     initial: tuple[str, ...] = ("h0",)
     final: tuple[str, ...] = ("ht",)
+    absent: tuple[float, ...] | None = None
     cases: tuple[str, ...] | None = None
     variant: Callable[..., "Operator"] | None = None
     prepare: Callable[[Arrays, dict], tuple[Arrays, Callable]] | None = None
@@ -79,7 +82,6 @@ class Operator:
         table_lengths: lengths of the error table beyond the board's.
         sharded: whether it takes axis_name; if not, it must refuse it with
             NotImplementedError.
-        exchanges: the exchanges tried with axis_name.
         replicated: (rng, B, T) -> inputs of which `replicated_names` have time
             axes of size 1, to be broadcast inside shard_map; None to skip.
         hard: (rng, inputs) -> {label: inputs of the same shapes}.
@@ -116,7 +118,6 @@ class Operator:
     chunk_sizes: tuple[int, ...] = CHUNK_SIZES
     table_lengths: tuple[int, ...] = (2048,)
     sharded: bool = True
-    exchanges: tuple[str | None, ...] = (None,)
     replicated: Callable[..., Arrays] | None = None
     hard: Callable[..., dict[str, Arrays]] = lambda rng, inputs: {}
     compared: Callable[[Any], Any] = lambda state: state

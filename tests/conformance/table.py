@@ -4,6 +4,7 @@ from tests.conformance.rows import attention
 from tests.conformance.rows import channel
 from tests.conformance.rows import convolution
 from tests.conformance.rows import delta
+from tests.conformance.rows import delta_channel
 from tests.conformance.rows import elementwise
 from tests.conformance.rows import linear
 from tests.conformance.rows import mlstm
@@ -21,11 +22,15 @@ OPERATORS = (
     elementwise.LINEAR_RECURRENCE,
     elementwise.COMPLEX_RECURRENCE,
     elementwise.SELECTIVE_SCAN,
+    elementwise.RWKV4,
     mlstm.MLSTM,
     delta.DELTA,
     delta.GATED_DELTA,
     delta.PRODUCT,
     delta.COMBA,
+    delta_channel.KDA,
+    delta_channel.GDN2,
+    delta_channel.DPLR,
     convolution.CONVOLUTION,
     attention.ATTENTION,
     attention.WINDOW,

@@ -35,3 +35,24 @@ def selective_scan(inputs, state, segment_ids):
 
     empty = (np.zeros(state[0].shape),)
     return recurrence.run(step, state, empty, segment_ids)
+
+
+def rwkv4(inputs, state, segment_ids):
+    """A weighted average; its sums are num exp(m) and den exp(m)."""
+    k, v = inputs["k"], inputs["v"]
+    log_decay, bonus = inputs["log_decay"], inputs["bonus"]
+
+    def step(t, state):
+        num, den, m = state
+        here = k[:, t] + bonus
+        top = tape.maximum(m, here)
+        past, here = tape.exp(m - top), tape.exp(here - top)
+        o = (past * num + here * v[:, t]) / (past * den + here)
+        decayed = m + log_decay
+        m = tape.maximum(decayed, k[:, t])
+        keep, write = tape.exp(decayed - m), tape.exp(k[:, t] - m)
+        return (keep * num + write * v[:, t], keep * den + write, m), o
+
+    zeros = np.zeros(state[0].shape)
+    empty = (zeros, zeros, np.full(zeros.shape, -np.inf))
+    return recurrence.run(step, state, empty, segment_ids)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from seqjax import ops
 from tests.conformance import spec
 from tests.conformance.rows import common
 from tests.oracles import elementwise
@@ -181,5 +182,94 @@ SELECTIVE_SCAN = spec.Operator(
         ),
         "A transposed": (lambda i: i | {"A": i["A"].T}, "A", "5, 6"),
         "one D too few": (lambda i: i | {"D": i["D"][:5]}, "D", "5"),
+    },
+)
+
+
+def average_inputs(rng, B, T, D=6):
+    return {
+        "k": common.f32(rng.normal(size=(B, T, D))),
+        "v": common.f32(rng.normal(size=(B, T, D))),
+        "log_decay": common.f32(-np.exp(rng.normal(size=D) - 2)),
+        "bonus": common.f32(rng.normal(size=D)),
+    }
+
+
+def average_state(rng, B):
+    return ops.RWKV4State(
+        common.f32(rng.normal(size=(B, 6))),
+        common.f32(np.exp(rng.normal(size=(B, 6)))),
+        common.f32(rng.normal(size=(B, 6))),
+    )
+
+
+def empty_average(B):
+    zeros = np.zeros((B, 6), np.float32)
+    return ops.RWKV4State(zeros, zeros, np.full_like(zeros, -np.inf))
+
+
+def hard_weights(rng, inputs):
+    """Weights of exp(±300), decays from none to total."""
+    k = np.array(inputs["k"])
+    k[0] *= 300
+    k[1] = np.linspace(0, -300, k.shape[1])[:, None]
+    k[2] = np.linspace(-300, 300, k.shape[1])[:, None]
+    k[3] += 30 * (rng.random(k[3].shape) < 0.05)
+    decay = common.f32([0.0, -1e-6, -0.05, -20.0, -1e4, -np.inf])
+    return {"weights": inputs | {"k": common.f32(k), "log_decay": decay}}
+
+
+def average_golden(inputs, opts):
+    decay = -np.exp(inputs["time_decay"])
+
+    def pullback(grads):
+        return grads | {"time_decay": grads["log_decay"] * decay}
+
+    ready = {n: inputs[n] for n in ("k", "v", "bonus")}
+    return ready | {"log_decay": decay}, pullback
+
+
+RWKV4 = spec.Operator(
+    name="rwkv4",
+    function="rwkv4",
+    make_inputs=average_inputs,
+    oracle=elementwise.rwkv4,
+    make_state=average_state,
+    empty_state=empty_average,
+    parameters=("log_decay", "bonus"),
+    lengths=(1, 2, 63, 65, 130, 257),
+    hard=hard_weights,
+    golden=(
+        spec.Golden(
+            "rwkv4",
+            {
+                "k": "k",
+                "v": "v",
+                "time_decay": "time_decay",
+                "time_first": "bonus",
+            },
+            initial=("num0", "den0", "max0"),
+            final=("numt", "dent", "maxt"),
+            absent=(0.0, 0.0, -1e38),
+            variant=lambda operator, inputs, opts: operator,
+            prepare=average_golden,
+        ),
+    ),
+    faults={
+        "widths of k and v differ": (
+            lambda i: i | {"v": i["v"][..., :5]},
+            "v",
+            "5",
+        ),
+        "one decay too few": (
+            lambda i: i | {"log_decay": i["log_decay"][:5]},
+            "log_decay",
+            "5",
+        ),
+        "a bonus a token": (
+            lambda i: i | {"bonus": i["k"]},
+            "bonus",
+            "6",
+        ),
     },
 )
