@@ -10,11 +10,13 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 WORKDIR ?= runs/stdlib_bytes
 # Further arguments for pytest, the training run or the benchmark:
-# `make test ARGS='-m "not slow"'`, `make train ARGS=--config.steps=10`.
+# `make test ARGS='-m "not slow"'`, `make train ARGS=--config.steps=100`.
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Targets share .venv, and `make -j2 train test` must not install twice at once.
+.NOTPARALLEL:
 .PHONY: help venv train test lint format bench clean
 
 help:  ## list these targets
@@ -23,7 +25,7 @@ help:  ## list these targets
 
 train: $(VENV)/.base  ## train the standard-library byte model, write a report
 	@$(BIN)/python -m experiments.train \
-	  --config=experiments/configs/stdlib_bytes.py --workdir=$(WORKDIR) $(ARGS)
+	  --config=experiments/configs/stdlib_bytes.py --workdir="$(WORKDIR)" $(ARGS)
 
 test: $(VENV)/.test  ## run every test, fast and slow
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal $(ARGS)
@@ -62,6 +64,17 @@ $(VENV)/.base $(VENV)/.test $(VENV)/.lint: $(VENV)/.made pyproject.toml
 	    exit 1; }
 	@touch $@ $(COVERS)
 
+# PYTHON that was asked for, on the command line or in the environment, and is
+# another one than .venv was made with: .venv is made anew.
+ifneq ($(origin PYTHON),file)
+ifneq ($(wildcard $(VENV)/.made),)
+WHICH := -c 'import sys; print(sys.base_prefix, sys.hexversion)'
+ifneq ($(shell $(PYTHON) $(WHICH)),$(shell $(BIN)/python $(WHICH)))
+.PHONY: $(VENV)/.made
+endif
+endif
+endif
+
 $(VENV)/.made:
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "make: no $(PYTHON) here; seqjax needs Python 3.11 or newer:" \
@@ -70,7 +83,8 @@ $(VENV)/.made:
 	  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1); seqjax needs" \
 	       "Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
 	  exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { \
+	@[ ! -e $@ ] || echo "making $(VENV) anew, for $(PYTHON)"
+	@$(PYTHON) -m venv --clear $(VENV) || { \
 	  echo "make: $(PYTHON) -m venv failed; on Debian and Ubuntu its package" \
 	       "is python3-venv" >&2; exit 1; }
 	@touch $@

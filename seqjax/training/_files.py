@@ -5,14 +5,23 @@ import pathlib
 
 
 def replace(path: pathlib.Path, content: bytes) -> None:
-    """Writes a whole file so that either the old or the new one is there."""
+    """Writes a whole file so that either the old or the new one is there.
+
+    Raises:
+      OSError: with the file's name, which Python leaves out of some; no part
+        of a new file is left behind then.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sync_directory(path: pathlib.Path) -> None:

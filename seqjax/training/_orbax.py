@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import sys
 from typing import Any
 
 from absl import logging
@@ -10,6 +11,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from seqjax.training import _processes
+
+_hooks: list[Any] = []  # what sys.excepthook was before
 
 
 def open_manager(
@@ -62,11 +65,22 @@ def start_save(
 def _hush() -> None:
     """Drops Orbax's INFO lines, dozens a save, and its error tracebacks.
 
-    The errors themselves are raised again by the caller with a remedy.
+    The errors themselves are raised again by the caller with a remedy.  When
+    one of a save's writes fails, Orbax closes its event loop, and each of the
+    others is told as an uncaught exception of a closed loop.
     """
+    if sys.excepthook is not _without_closed_loops:
+        _hooks.append(sys.excepthook)
+        sys.excepthook = _without_closed_loops
     logger = logging.get_absl_logger()
     if _worth_reading not in logger.filters:
         logger.addFilter(_worth_reading)
+
+
+def _without_closed_loops(kind, error, trace) -> None:
+    if kind is RuntimeError and str(error) == "Event loop is closed":
+        return
+    _hooks[-1](kind, error, trace)
 
 
 def _worth_reading(record) -> bool:
