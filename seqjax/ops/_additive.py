@@ -251,6 +251,9 @@ def _reading_before(local):
     """
 
     def run(q, k, v, log_decay, starts, initial):
+        if v.size == 0:
+            return local(q, k, v, log_decay, starts, initial)
+
         def later(x):
             x = jnp.pad(x[:, :-1], ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2))
             if starts is None:
