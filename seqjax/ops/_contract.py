@@ -3,9 +3,16 @@
 An operator first binds the letters of its shapes (`Shapes`), then settles its
 arithmetic (`accumulation_dtype`, `precision`), its form (`choose_form`), and
 lets all inputs vary over the same mesh axes (`align_inputs`).
+
+Chunk forms have a hand-written derivative, for one reverse pass.  Forward mode
+through them (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) ends in JAX's own
+TypeError, "can't apply forward-mode autodiff (jvp) to a custom_vjp function":
+use form="recurrent" or form="parallel" there.
 """
 
 from collections.abc import Collection, Sequence
+import math
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -62,7 +69,12 @@ class Shapes:
                 f"{self.op}: {name} must be an array of shape"
                 f" [{', '.join(axes)}], got None"
             )
-        shape = tuple(jnp.shape(x))
+        if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+            raise ValueError(
+                f"{self.op}: {name} must be an array of shape"
+                f" [{', '.join(axes)}], got {type(x).__name__}"
+            )
+        shape = tuple(x.shape)
         if len(shape) != len(axes):
             raise ValueError(
                 f"{self.op}: {name} must have shape [{', '.join(axes)}], got"
@@ -137,17 +149,35 @@ def precision(*inputs) -> jax.lax.Precision:
     return jax.lax.Precision.DEFAULT if half else jax.lax.Precision.HIGHEST
 
 
-def check_state_dtype(op: str, state_dtype, accumulate):
+def check_state_dtype(op: str, state_dtype, accumulate, name="state_dtype"):
     """The dtype of the returned state: `accumulate` unless asked otherwise."""
     if state_dtype is None:
         return accumulate
-    dtype = jnp.dtype(state_dtype)
-    if dtype.name not in FLOATS:
+    try:
+        dtype = jnp.dtype(state_dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name not in FLOATS:
+        came = repr(state_dtype) if dtype is None else dtype.name
         raise ValueError(
-            f"{op}: state_dtype must be one of {', '.join(FLOATS)} or None, "
-            f"got {dtype.name}"
+            f"{op}: {name} must be one of {', '.join(FLOATS)} or None, "
+            f"got {came}"
         )
     return dtype
+
+
+def check_scale(op: str, scale, key_width: int) -> float:
+    """The scale of q: K**-0.5 unless a finite Python number is given."""
+    if scale is None:
+        return key_width**-0.5
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+        raise ValueError(
+            f"{op}: scale must be a Python number or None, got {scale!r}; fold"
+            " a traced scale into q"
+        )
+    if not math.isfinite(scale):
+        raise ValueError(f"{op}: scale must be finite, got {scale}")
+    return float(scale)
 
 
 def check_segment_ids(op: str, shapes: Shapes, segment_ids) -> None:

@@ -69,9 +69,11 @@ def choose(
         names = list(table)
     elif isinstance(implementation, str):
         names = [implementation]
-    else:
+    elif isinstance(implementation, Sequence):
         names = list(implementation)
-    unknown = [n for n in names if n not in table]
+    else:
+        names = []
+    unknown = [n for n in names if n not in list(table)]
     if unknown or not names:
         raise ValueError(
             f"{op}: implementation must be one of {', '.join(table)}, an "

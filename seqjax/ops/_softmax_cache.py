@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import recurrence
+from seqjax.ops import _contract
 from seqjax.ops import _softmax_bands
 from seqjax.ops import _softmax_gates
 
@@ -74,12 +75,17 @@ def attention_cache(
       `AttentionState` with S = window - 1, or S = capacity.
 
     Raises:
-      ValueError: a size out of range, or neither capacity nor window.
+      ValueError: a size or dtype that is not accepted, or neither capacity
+        nor window.
     """
     if window is None and capacity is None:
         raise ValueError(
             "attention_cache: capacity must be given where window is None"
         )
+    dtype = _contract.check_state_dtype(
+        "attention_cache", dtype, jnp.float32, "dtype"
+    )
+    wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
     sizes = {
         "batch": (batch, 0),
         "capacity": (capacity, 0),
@@ -90,9 +96,10 @@ def attention_cache(
         "gate_heads": (gate_heads, 1),
     }
     for name, (size, least) in sizes.items():
-        if size is not None and size < least:
+        if size is not None and (type(size) is not int or size < least):
             raise ValueError(
-                f"attention_cache: {name} must be at least {least}, got {size}"
+                f"attention_cache: {name} must be an int of at least {least}, "
+                f"got {size!r}"
             )
     slots = capacity if window is None else window - 1
     shape = (batch, slots)
@@ -100,7 +107,6 @@ def attention_cache(
     empty = jnp.full(shape, _softmax_bands.PADDING, jnp.int32)
     gate = None
     if gate_heads is not None:
-        wide = jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
         gate = jnp.zeros((*shape, gate_heads), wide)
     return AttentionState(
         k=jnp.zeros((*shape, heads, key_dim), dtype),

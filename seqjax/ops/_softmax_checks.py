@@ -1,7 +1,5 @@
 """What `softmax_attention` accepts, and what it says otherwise."""
 
-import numbers
-
 import jax.numpy as jnp
 
 from seqjax.ops import _contract
@@ -27,9 +25,7 @@ def check_shapes(q, k, v, sink, log_decay, segment_ids):
     return shapes
 
 
-def check_options(
-    causal, window, log_decay, scale, initial_state, form, state_dtype
-):
+def check_options(causal, window, log_decay, initial_state, form, state_dtype):
     """Refuses options out of range, and what has no meaning backwards."""
     if not isinstance(causal, bool):
         raise ValueError(f"{_OP}: causal must be True or False, got {causal!r}")
@@ -43,11 +39,6 @@ def check_options(
                 f"{_OP}: window must be an int of at least 1 (a token sees "
                 f"itself), or None, got {window!r}"
             )
-    if scale is not None and not isinstance(scale, numbers.Real):
-        raise ValueError(
-            f"{_OP}: scale must be a number or None, got {type(scale).__name__}"
-            "; multiply q by it where it is an array"
-        )
     if causal:
         return
     reasons = {

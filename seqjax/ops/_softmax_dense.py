@@ -112,6 +112,7 @@ def _attend(problem, decay, precision):
     q, pieces, sink = problem.q, problem.pieces, problem.sink
     batch, length, heads, width = q.shape
     groups = pieces[0][0].shape[2]
+    keys = sum(k.shape[1] for k, _ in pieces)
     q = q.reshape(batch, length, groups, heads // groups, width)
     s = jnp.concatenate(
         [
@@ -124,7 +125,7 @@ def _attend(problem, decay, precision):
             for k, _ in pieces
         ],
         axis=-1,
-    ).reshape(batch, heads, length, -1)
+    ).reshape(batch, heads, length, keys)
     if decay is not None:
         s = s + decay
 
@@ -146,7 +147,7 @@ def _attend(problem, decay, precision):
         below = below + jnp.exp(sink - top)
     below = jnp.where(below > 0, below, 1)
 
-    p = p.reshape(batch, groups, heads // groups, length, -1)
+    p = p.reshape(batch, groups, heads // groups, length, keys)
     y, start = jnp.zeros((), q.dtype), 0
     for _, v in pieces:
         part = p[..., start : start + v.shape[1]]
@@ -158,4 +159,4 @@ def _attend(problem, decay, precision):
             precision=precision,
         )
     below = below[..., 0].transpose(0, 2, 1)[..., None]  # [B, T, H, 1]
-    return y.reshape(batch, length, heads, -1) / below
+    return y.reshape(batch, length, heads, y.shape[-1]) / below

@@ -68,7 +68,9 @@ def run(plan: Plan, inputs: Inputs):
             log_decay=log_decay,
             cached_log_decay=None if cache is None else cache.log_decay,
         )
-        attend = _chunk if plan.form == "chunk" else _dense
+        # Without a row there is nothing to cut into blocks.
+        blocks = plan.form == "chunk" and inputs.q.shape[0] > 0
+        attend = _chunk if blocks else _dense
         y = jnp.asarray(attend(plan, inputs, log_decay, tokens, bands))
     return y.astype(inputs.v.dtype), state
 

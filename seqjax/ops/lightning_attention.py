@@ -28,7 +28,12 @@ def alibi_slopes(heads: int) -> np.ndarray:
 
     Where H is no power of two, the slopes of the next lower power come first,
     then every second one of the doubled count (Press et al., arXiv 2108.12409).
+
+    Raises:
+      ValueError: heads is no int of at least 1.
     """
+    if type(heads) is not int or heads < 1:
+        raise ValueError(f"heads must be an int of at least 1, got {heads!r}")
     lower = 2 ** math.floor(math.log2(heads))
     slopes = np.exp2(-8.0 * np.arange(1, lower + 1) / lower)
     finer = np.exp2(-8.0 * np.arange(1, 2 * lower + 1, 2) / (2 * lower))

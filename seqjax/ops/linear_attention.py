@@ -69,6 +69,10 @@ def linear_attention(
     Raises:
       ValueError: a shape, dtype or option that does not fit.
     """
+    if not isinstance(normalize, bool):
+        raise ValueError(
+            f"{_OP}: normalize must be True or False, got {normalize!r}"
+        )
     if feature_map is not None:
         if not callable(feature_map):
             raise ValueError(

@@ -79,7 +79,7 @@ def short_convolution(
         shapes.bind("initial_state", initial_state, f"B {window} D")
     _contract.check_segment_ids(_OP, shapes, segment_ids)
     _contract.check_axis(_OP, axis_name, exchange)
-    if activation not in _ACTIVATIONS:
+    if activation not in (None, "silu"):
         raise ValueError(
             f"{_OP}: activation must be 'silu' or None, got {activation!r}"
         )
@@ -117,7 +117,7 @@ def run_xla(
     for "the first document of the row".
     """
     taps, length = weight.shape[0], x.shape[1]
-    if segment_ids is None:
+    if segment_ids is None or length == 0:
         inputs = jnp.concatenate([initial, x], axis=1)
         y = sum(
             weight[w][None, None] * inputs[:, w : w + length]

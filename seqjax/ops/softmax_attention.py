@@ -93,7 +93,7 @@ def softmax_attention(
     """
     shapes = _softmax_checks.check_shapes(q, k, v, sink, log_decay, segment_ids)
     _softmax_checks.check_options(
-        causal, window, log_decay, scale, initial_state, form, state_dtype
+        causal, window, log_decay, initial_state, form, state_dtype
     )
     if axis_name is not None:
         raise NotImplementedError(
@@ -130,7 +130,7 @@ def softmax_attention(
     plan = _softmax_xla.Plan(
         causal=causal,
         window=window,
-        scale=float(shapes["K"] ** -0.5 if scale is None else scale),
+        scale=_contract.check_scale(_OP, scale, shapes["K"]),
         form=chosen,
         block=min(block, _contract.round_up(shapes["T"], 16)),
         accumulate=accumulate,

@@ -7,7 +7,6 @@ import pytest
 
 from tests.conformance import cases
 from tests.conformance import runner
-from tests.conformance import spec
 from tests.conformance import table
 
 operators = pytest.mark.parametrize(
@@ -90,13 +89,18 @@ def test_state_dtype(operator):
     ]
     assert jnp.bfloat16 in floats
     raises(operator, inputs, "state_dtype", "int32", state_dtype=jnp.int32)
+    raises(operator, inputs, "state_dtype", "wide", state_dtype="wide")
 
 
-@operators
-@pytest.mark.parametrize("form", [None, *spec.FORMS])
+@pytest.mark.parametrize(
+    "operator,form",
+    [
+        pytest.param(operator, form, id=f"{operator.name}-{form}")
+        for operator in table.OPERATORS
+        for form in (None, *operator.forms)
+    ],
+)
 def test_shapes(operator, form):
-    if form is not None and form not in operator.forms:
-        pytest.skip("not one of its forms")
     problem = small(operator, 3)
     y, state = shapes_of(
         operator, problem.inputs, problem.state, problem.segment_ids, form=form
@@ -106,6 +110,21 @@ def test_shapes(operator, form):
     assert jax.tree.map(jnp.shape, state) == before
     kind = jax.tree.structure(problem.state)
     assert jax.tree.structure(state) == kind
+    # A batch of no rows has a result of no rows.
+    none = jax.tree.map(lambda x: x[:0], problem.state)
+    inputs = {
+        name: problem.inputs[name][:0]
+        for name in operator.timed(problem.inputs)
+    }
+    y, state = shapes_of(
+        operator,
+        problem.inputs | inputs,
+        none,
+        problem.segment_ids[:0],
+        form=form,
+    )
+    assert y.shape == (0, *problem.ct_y.shape[1:])
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(np.shape, none)
 
 
 def raises(

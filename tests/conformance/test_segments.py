@@ -103,7 +103,7 @@ def test_the_future_does_not_move_the_past(operator, form):
 
 @FORMS
 def test_padding_has_no_output_and_no_gradient(operator, form):
-    """Nor does what stands in it matter, wherever it stands."""
+    """Nor does what stands in it matter, be it NaN, wherever it stands."""
     problem = cases.board(operator)[0]
     before = run(operator, problem, form)
     padding = problem.segment_ids < 0
@@ -113,11 +113,18 @@ def test_padding_has_no_output_and_no_gradient(operator, form):
     for row in range(spec.BATCH):
         tokens = np.flatnonzero(padding[row])
         changed = cases.disturb(operator, changed, row, tokens, rng)
+    odd = padding & (np.arange(spec.LENGTH) % 2 == 1)
+    for name in operator.timed(problem.inputs):
+        there = np.repeat(odd, operator.steps.get(name, 1), 1)
+        changed.inputs[name][there] = np.nan
     after = run(operator, changed, form)
     for name in operator.timed(problem.inputs):
         there = np.repeat(padding, operator.steps.get(name, 1), 1)
         assert not before.grads[name][there].any(), name
+        assert not after.grads[name][there].any(), name
     assert_same_tokens(operator, problem, before, after, ~padding)
+    for name in operator.parameters:
+        assert spec.equal_bits(before.grads[name], after.grads[name]), name
     for a, b in zip(before.state, after.state, strict=True):
         assert spec.equal_bits(a, b), "final state"
     empty = padding.all(1)

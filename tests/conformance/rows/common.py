@@ -32,6 +32,7 @@ def hard_gates(rng, inputs, name="log_decay"):
         gate[row] = value
     shape = gate[0].shape
     gate[5] = np.where(rng.random(shape) < 0.1, -1e4, -0.05)
+    gate[5] = np.where(rng.random(shape) < 0.05, -1e38, gate[5])
     gate[6] = np.where(rng.random(shape) < 0.3, -20.0, -8 * rng.random(shape))
     gate[7] = np.where(rng.random(shape) < 0.5, -np.inf, -1e-6)
     return {"gates": inputs | {name: f32(gate)}}

@@ -22,6 +22,8 @@ def hard_constants(rng, inputs):
         "weak": inputs | {"log_decay": common.f32([0.0, -1e-6, -0.05, -1.0])},
         "strong": inputs
         | {"log_decay": common.f32([-np.inf, -1e4, -20.0, -0.05])},
+        "huge": inputs
+        | {"log_decay": common.f32([-1e38, -3e38, -0.05, -1e-6])},
     }
 
 

@@ -25,7 +25,8 @@ def hard_steps(rng, inputs):
         dt[row] = value
     dt[4] = np.where(rng.random(dt[4].shape) < 0.1, 10.0, 1e-4)
     strong = {"A": common.f32([-1.0, -1e3, -2.0, -0.01]), "dt": common.f32(dt)}
-    return {"steps": inputs | strong}
+    huge = {"A": common.f32([-1e38, -1e20, -2.0, -0.01])}
+    return {"steps": inputs | strong, "huge": inputs | huge}
 
 
 def ssd_golden(inputs, opts):
