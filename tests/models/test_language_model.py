@@ -157,6 +157,17 @@ def test_neighbours_and_padding_do_not_matter_at_all():
     np.testing.assert_array_equal(cache.position, packed()[1].position)
 
 
+def test_a_token_outside_the_vocabulary_shows():
+    """As NaN, in its own row alone: no index wraps around or is clipped."""
+    other = tokens().copy()
+    other[0, 6], other[1, 9] = -1, 29
+    logits, _ = run(other, IDS)
+    bad = np.zeros((B, T), bool)
+    bad[0, 6], bad[1, 9] = True, True
+    assert np.isnan(logits[bad]).all()
+    close(logits[2][REAL[2]], packed()[0][2][REAL[2]])
+
+
 def test_a_new_document_starts_afresh_in_a_used_cache():
     _, cache = run(tokens(1), IDS)
     ids = np.array([[0] * 5, [4] * 5, [9] * 5], np.int32)
