@@ -24,6 +24,14 @@ from seqjax.ops.gated_delta_rule_2 import (
 from seqjax.ops.gated_linear_attention import (
     gated_linear_attention as gated_linear_attention,
 )
+from seqjax.ops.gated_slot_attention import GSAState as GSAState
+from seqjax.ops.gated_slot_attention import (
+    gated_slot_attention as gated_slot_attention,
+)
+from seqjax.ops.lightnet_attention import LightNetState as LightNetState
+from seqjax.ops.lightnet_attention import (
+    lightnet_attention as lightnet_attention,
+)
 from seqjax.ops.lightning_attention import alibi_slopes as alibi_slopes
 from seqjax.ops.lightning_attention import (
     lightning_attention as lightning_attention,

@@ -8,6 +8,7 @@ from tests.conformance.rows import delta_channel
 from tests.conformance.rows import elementwise
 from tests.conformance.rows import linear
 from tests.conformance.rows import mlstm
+from tests.conformance.rows import slots
 from tests.conformance.rows import state_space
 
 OPERATORS = (
@@ -24,6 +25,8 @@ OPERATORS = (
     elementwise.SELECTIVE_SCAN,
     elementwise.RWKV4,
     mlstm.MLSTM,
+    slots.LIGHTNET,
+    slots.SLOTS,
     delta.DELTA,
     delta.GATED_DELTA,
     delta.PRODUCT,

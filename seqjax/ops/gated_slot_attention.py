@@ -1,0 +1,160 @@
+"""Gated slot attention.
+
+Zhang et al., "Gated Slot Attention for Efficient Linear-Time Sequence Modeling"
+(arXiv 2409.07146): M slots that are written by weights s and forget by g,
+
+    K_t = K_{t-1} diag(exp(g_t)) + k_t s_t^T      a_t = softmax(scale K_t^T q_t)
+    V_t = diag(exp(g_t)) V_{t-1} + s_t v_t^T      o_t = V_t^T a_t
+
+Two gated linear attentions with a softmax in between.  The second has gates on
+its key channels, the slots.  In the first they are on the value channels: each
+slot is a value head of width 1 with a gate of its own, and all slots of a head
+share q and k, hence their scores.
+
+Time O(T (C + K + V) M) a head in chunk form, state (K + V) M floats.  Weak in
+that slots are few and their weights are chosen without looking at them.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+
+from seqjax.ops import _additive
+from seqjax.ops import _contract
+
+_OP = "gated_slot_attention"
+_additive.register(_OP)
+# Decays of the first half are C^2 M numbers a chunk and head.
+_DEFAULT_CHUNK = 32
+
+
+class GSAState(NamedTuple):
+    """Slots of gated slot attention.
+
+    Attributes:
+      k: [B, H, K, M], the keys of the slots.
+      v: [B, H, M, V], their values.
+    """
+
+    k: jax.Array
+    v: jax.Array
+
+
+def gated_slot_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    s: jax.Array,
+    log_decay: jax.Array,
+    *,
+    scale: float | None = None,
+    initial_state: GSAState | None = None,
+    segment_ids: jax.Array | None = None,
+    axis_name: str | None = None,
+    exchange: str | None = None,
+    form: str | None = None,
+    chunk_size: int | None = None,
+    implementation=None,
+    state_dtype=None,
+) -> tuple[jax.Array, GSAState]:
+    """Attention over M slots that are written and forgotten by gates.
+
+    Args:
+      q: [B, T, Hk, K] float16, bfloat16, float32 or (all inputs) float64.
+      k: [B, T, Hk, K].
+      v: [B, T, H, V]; H a multiple of Hk, value head j reads key head
+        j // (H / Hk).
+      s: [B, T, H, M], how much of the token each slot takes; 1 - exp(log_decay)
+        as published.
+      log_decay: [B, T, H, M], natural logarithm of each slot's decay, <= 0,
+        -inf allowed.
+      scale: factor of q, default K**-0.5.
+      initial_state: `GSAState`, default zeros.
+      segment_ids: int32 [B, T], non-decreasing over real tokens, -1 padding.
+      axis_name: mesh axis along which T is sharded, inside `jax.shard_map`.
+      exchange: "all_gather" or None, with `axis_name` only.
+      form: "recurrent", "chunk", "parallel", or None: recurrent up to T = 4,
+        else chunk.  Chunk is differentiable once, in reverse mode; parallel
+        holds T x T decays a slot.
+      chunk_size: tokens a chunk, default 32; implies form="chunk".
+      implementation: "xla", a list of names, or None for the best available.
+      state_dtype: of the returned state, default float32 (float64).
+
+    Returns:
+      (o [B, T, H, V] in the dtype of v, `GSAState`).
+
+    Raises:
+      ValueError: a shape, dtype or option that does not fit.
+    """
+    shapes = _additive.check_heads(_OP, q, k, v, None, segment_ids)
+    shapes.bind("s", s, "B T H M")
+    shapes.bind("log_decay", log_decay, "B T H M")
+    state = _check_state(shapes, initial_state)
+    dtype = _contract.accumulation_dtype(
+        _OP,
+        q=q,
+        k=k,
+        v=v,
+        s=s,
+        log_decay=log_decay,
+        **{} if state is None else {"initial_state": state.k, "slots": state.v},
+    )
+    state_dtype = _contract.check_state_dtype(_OP, state_dtype, dtype)
+    options = _contract.Options(
+        segment_ids, axis_name, exchange, form, chunk_size, implementation
+    )
+    form, chunk_size = _contract.choose_form(
+        _OP,
+        options,
+        length=shapes["T"],
+        recurrent_up_to=_additive.RECURRENT_UP_TO,
+        default_chunk=_DEFAULT_CHUNK,
+    )
+    options = options._replace(
+        form=form, chunk_size=chunk_size if form == "chunk" else None
+    )
+    run = functools.partial(
+        _additive.additive, _OP, options=options, dtype=dtype
+    )
+    batch, length, heads, slots = s.shape
+    logits, keys = run(
+        q,
+        k,
+        s.reshape(batch, length, heads * slots, 1),
+        log_decay.reshape(batch, length, heads * slots),
+        scale=_additive.check_scale(_OP, scale, shapes["K"]),
+        initial=None if state is None else _heads_of_slots(state.k),
+    )
+    weights = jax.nn.softmax(logits.reshape(s.shape), axis=-1)
+    o, values = run(
+        weights,
+        s,
+        v,
+        log_decay,
+        scale=1.0,
+        initial=None if state is None else state.v,
+    )
+    keys = keys.reshape(batch, heads, slots, -1).swapaxes(2, 3)
+    return o.astype(v.dtype), GSAState(
+        keys.astype(state_dtype), values.astype(state_dtype)
+    )
+
+
+def _check_state(shapes, state):
+    if state is None:
+        return None
+    if not isinstance(state, tuple) or len(state) != 2:
+        raise ValueError(
+            f"{_OP}: initial_state must be GSAState(k [B, H, K, M],"
+            f" v [B, H, M, V]) or None, got {type(state)}"
+        )
+    shapes.bind("initial_state.k", state[0], "B H K M")
+    shapes.bind("initial_state.v", state[1], "B H M V")
+    return GSAState(*state)
+
+
+def _heads_of_slots(keys):
+    """[B, H, K, M] to [B, H M, K, 1]."""
+    batch, heads, key, slots = keys.shape
+    return keys.swapaxes(2, 3).reshape(batch, heads * slots, key, 1)
