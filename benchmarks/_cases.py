@@ -10,6 +10,8 @@ from benchmarks import baseline_scan
 from seqjax import ops
 
 FORMS = ("recurrent", "chunk", "parallel")
+# With gates a channel, parallel holds T x T x K numbers a head: gigabytes here.
+_CHANNEL_FORMS = ("recurrent", "chunk")
 
 
 class Sizes(NamedTuple):
@@ -69,6 +71,19 @@ def _mlstm_inputs(key, sizes, dtype):
     input_gate = jax.random.normal(i_key, shape)
     forget_gate = jax.random.normal(f_key, shape) + 3
     return *_attention_inputs(key, sizes, dtype), input_gate, forget_gate
+
+
+def _channel_gated_inputs(key, sizes, dtype):
+    key, gate_key = jax.random.split(key)
+    shape = (sizes.batch, sizes.length, sizes.heads, sizes.key_dim)
+    log_decay = jax.nn.log_sigmoid(jax.random.normal(gate_key, shape) + 3)
+    return *_attention_inputs(key, sizes, dtype), log_decay
+
+
+def _rwkv6_inputs(key, sizes, dtype):
+    key, bonus_key = jax.random.split(key)
+    bonus = jax.random.normal(bonus_key, (sizes.heads, sizes.key_dim))
+    return *_channel_gated_inputs(key, sizes, dtype), bonus
 
 
 def _ssd_inputs(key, sizes, dtype):
@@ -150,6 +165,18 @@ CASES = {
         ops.gated_linear_attention,
         _gated_inputs,
         baseline=baseline_scan.gated_linear_attention,
+    ),
+    "gated_linear_attention_channel": Case(
+        ops.gated_linear_attention,
+        _channel_gated_inputs,
+        forms=_CHANNEL_FORMS,
+        baseline=baseline_scan.gated_linear_attention,
+    ),
+    "rwkv6": Case(
+        ops.rwkv6,
+        _rwkv6_inputs,
+        forms=_CHANNEL_FORMS,
+        baseline=baseline_scan.rwkv6,
     ),
     "ssd": Case(ops.ssd, _ssd_inputs, baseline=baseline_scan.ssd),
     "selective_scan": Case(

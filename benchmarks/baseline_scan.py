@@ -18,8 +18,8 @@ import jax.numpy as jnp
 def _scan(q, k, v, log_decay):
     """Reads q [B,T,H,K] from the state fed with k [B,T,H,K] and v [B,T,H,V].
 
-    log_decay is [B,T,H], or None for a state that never forgets; returns
-    [B,T,H,V] in float32.
+    log_decay is [B,T,H] or [B,T,H,K], or None for a state that never forgets;
+    returns [B,T,H,V] in float32.
     """
 
     def step(state, token):
@@ -27,7 +27,8 @@ def _scan(q, k, v, log_decay):
             q, k, v = token
         else:
             q, k, v, g = token
-            state = jnp.exp(g)[..., None, None] * state
+            channels = (None,) * (state.ndim - g.ndim)
+            state = jnp.exp(g)[..., *channels] * state
         state = state + k[..., :, None] * v[..., None, :]
         return state, jnp.einsum("bhk,bhkv->bhv", q, state)
 
@@ -55,7 +56,7 @@ def normalized_linear_attention(q, k, v):
 
 
 def gated_linear_attention(q, k, v, log_decay):
-    """One decay a token and head: log_decay [B,T,H], the rest as ungated."""
+    """A decay a token and head, [B,T,H], or a key channel too, [B,T,H,K]."""
     scale = q.shape[-1] ** -0.5
     return (scale * _scan(q, k, v, log_decay)).astype(v.dtype)
 
@@ -170,3 +171,23 @@ def rwkv4(k, v, log_decay, bonus):
     start = (zeros, zeros, jnp.full_like(zeros, -jnp.inf))
     _, o = jax.lax.scan(step, start, time_first)
     return jnp.moveaxis(o, 0, 1).astype(v.dtype)
+
+
+def rwkv6(r, k, v, log_decay, bonus):
+    """Read before the decay [B,T,H,K] and the write; bonus [H,K]."""
+
+    def step(state, token):
+        r, k, v, g = token
+        write = k[..., :, None] * v[..., None, :]
+        read = state + bonus[None, ..., None] * write
+        y = jnp.einsum("bhk,bhkv->bhv", r, read)
+        return jnp.exp(g)[..., None] * state + write, y
+
+    inputs = tuple(
+        jnp.moveaxis(x.astype(jnp.float32), 1, 0) for x in (r, k, v, log_decay)
+    )
+    batch, _, heads, key_dim = k.shape
+    start = jnp.zeros((batch, heads, key_dim, v.shape[-1]), jnp.float32)
+    _, y = jax.lax.scan(step, start, inputs)
+    y = key_dim**-0.5 * jnp.moveaxis(y, 0, 1)
+    return y.astype(v.dtype)

@@ -121,19 +121,20 @@ def _backward(decays, bars):
 channel_decays.defvjp(_forward, _backward)
 
 
-def halves(x: jax.Array, which: int) -> jax.Array:
+def halves(x: jax.Array, which: int, axis: int = -3) -> jax.Array:
     """Rows of the first (0) or second (1) halves of every halving.
 
     Args:
       x: [..., C, K].
       which: 0 or 1.
+      axis: of the result, along which the halvings lie.
 
     Returns:
       [..., log2 C, C/2, K], in the order of `ChannelDecays`.
     """
     bits = _bits(x)
     return jnp.stack(
-        [_rows(_half(bits, n, which), x) for n in range(_levels(x))], axis=-3
+        [_rows(_half(bits, n, which), x) for n in range(_levels(x))], axis=axis
     )
 
 

@@ -55,7 +55,7 @@ def channel_inside(
     scores one later.
 
     Args:
-      x: [..., M, C, K], M vectors a token that read.
+      x: [..., M, C, K], M vectors a token that read; or one, [..., C, K].
       y: [..., C, K], what is read.
       log: [..., C, K], natural-log gates <= 0 of any size, -inf included.
       precision: of the matrix products.
@@ -63,7 +63,8 @@ def channel_inside(
     Returns:
       (scores, x_head, y_tail): scores [..., M, C, C] is A_ij for i >= j and 0
       elsewhere (i = j without decay); x_head [..., M, C, K] reads the state in
-      front of the chunk; y_tail [..., C, K] writes to the one behind it.
+      front of the chunk; y_tail [..., C, K] writes to the one behind it.  No
+      axis M where x has none.
     """
     size = log.shape[-2]
     pad = max(2, 1 << (size - 1).bit_length()) - size
@@ -73,17 +74,24 @@ def channel_inside(
             for z in (x, y, log)
         )
     decays = _channel_decays.channel_decays(log)
-    reads = jnp.swapaxes(_channel_decays.halves(x, 1), -4, -3)
+    reads = ""
+    enter, head, read = decays.enter, decays.head, y
+    if x.ndim > y.ndim:
+        reads = "m"
+        enter, head, read = (z[..., None, :, :] for z in (enter, head, read))
     blocks = jnp.einsum(
-        "...lmik,...ljk->...lmij",
-        reads * decays.enter[..., None, :, :],
+        f"...l{reads}ik,...ljk->...l{reads}ij",
+        _channel_decays.halves(x, 1, axis=-3 - len(reads)) * enter,
         _channel_decays.halves(y, 0) * decays.leave,
         precision=precision,
     )
-    own = jnp.sum(x * y[..., None, :, :], axis=-1)
-    same = np.eye(size + pad, dtype=bool)
-    scores = jnp.where(same, own[..., None], _assemble(blocks))
-    x_head = x * decays.head[..., None, :, :]
+    if reads:
+        scores = _assemble(blocks)
+    else:
+        scores = _assemble(blocks[..., None, :, :])[..., 0, :, :]
+    own = jnp.sum(x * read, axis=-1)
+    scores = jnp.where(np.eye(size + pad, dtype=bool), own[..., None], scores)
+    x_head = x * head
     y_tail = y * decays.tail
     if pad:
         scores = scores[..., :size, :size]
