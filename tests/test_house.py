@@ -40,6 +40,7 @@ LAZY_ONLY = (
     "tensorboardX",
     "matplotlib",
     "torch",
+    "transformers",
     "tensorflow",
     "triton",
     "wandb",
@@ -121,6 +122,8 @@ def faults_of(
         root = entry.root
         if root in sys.stdlib_module_names or root in ("seqjax", "__future__"):
             continue
+        if root == "tests" and room == "benchmarks":
+            continue  # the error table measures what the suite describes
         if room in NO_FLAX and root == "flax":
             faults.append(f"{said}: {room} is free of Flax")
         if root in TESTS_ONLY:
@@ -220,6 +223,8 @@ def test_every_room_has_a_floor():
         ("seqjax_kernels.x", "from seqjax import recurrence", "not below"),
         ("seqjax.recurrence.x", "import seqjax_kernels", "not below"),
         ("benchmarks.x", "from seqjax import ops, training", None),
+        ("benchmarks.x", "from tests.conformance import table", None),
+        ("seqjax.ops.x", "from tests import oracles", "does not declare tests"),
         ("experiments.x", "from benchmarks import y", "not below experiments"),
         ("seqjax.training.x", "from seqjax import utils", "no room"),
         ("seqjax.training.x", "from seqjax import __version__", None),

@@ -1,14 +1,15 @@
-"""What README.md shows is run, and what it names exists.
+"""What README.md and docs/ show is run, and what they name exists.
 
-Python blocks run in order in one fresh interpreter; a `text` block right after
-one is what it prints. Commands in console and bash blocks are read: their make
-targets, modules and paths must be there.
+Python blocks of a page run in order in one fresh namespace; a `text` block
+right after one is what it prints. Commands in console and bash blocks are read:
+their make targets, modules and paths must be there.
 """
 
 import importlib
 import importlib.util
 import json
 import os
+import pathlib
 import re
 import shlex
 import subprocess
@@ -33,14 +34,16 @@ _PATH = re.compile(r"\.?[\w-][\w.-]*(/[\w.-]+)*/?")
 RUN_BLOCKS = """
 import contextlib, io, json, sys
 
-space = {"__name__": "__main__"}
-printed = []
-for line, source in json.load(sys.stdin):
-    # Blank lines in front make a traceback point into README.md.
-    code = compile("\\n" * line + source, "README.md", "exec")
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        exec(code, space)
-    printed.append(out.getvalue())
+printed = {}
+for page, blocks in json.load(sys.stdin).items():
+    space = {"__name__": "__main__"}
+    printed[page] = []
+    for line, source in blocks:
+        # Blank lines in front make a traceback point into the page.
+        code = compile("\\n" * line + source, page, "exec")
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(code, space)
+        printed[page].append(out.getvalue())
 json.dump(printed, sys.stdout)
 """
 
@@ -136,13 +139,17 @@ def faults_of_path(path: str) -> list[str]:
     return [f"there is no {path}"]
 
 
-def faults_of_prose(page: str) -> list[str]:
-    """Links and `code` in the text that point to nothing."""
+def faults_of_prose(page: str, name: str = "README.md") -> list[str]:
+    """Links and `code` in the text that point to nothing.
+
+    Links are relative to the page, paths in `code` to the repository.
+    """
     prose = _FENCE.sub("", page)
+    folder = pathlib.PurePosixPath(name).parent
     faults = []
     for target in re.findall(r"\]\(([^)#\s]+)", prose):
         if "://" not in target:
-            faults += faults_of_path(target)
+            faults += faults_of_path(str(folder / target))
     for code in re.findall(r"`([^`\n]+)`", prose):
         if code.startswith("make "):
             faults += faults_of_command(code.split(), make_targets())
@@ -179,56 +186,95 @@ def _resolves(dotted: str) -> bool:
     )
 
 
-@pytest.fixture(scope="module")
-def readme() -> str:
-    return (_tree.ROOT / "README.md").read_text()
+def pages() -> dict[str, str]:
+    """The text of README.md and of every page in docs/, by path."""
+    paths = [_tree.ROOT / "README.md", *(_tree.ROOT / "docs").glob("*.md")]
+    return {
+        str(path.relative_to(_tree.ROOT)): path.read_text()
+        for path in sorted(paths)
+    }
 
 
-def test_python_blocks_print_what_is_shown(readme, tmp_path):
-    examples = examples_of(readme)
-    assert examples, "README.md shows no Python"
+PAGES = pages()
+every_page = pytest.mark.parametrize("name", PAGES)
+
+
+def run_examples(names, folder) -> dict[str, list[str]]:
+    """What the Python blocks of pages print, in a fresh interpreter."""
     environment = dict(os.environ)
     # One device, as a reader has.
     environment.pop("XLA_FLAGS", None)
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(_tree.ROOT), str(_tree.ROOT / "kernels")]
     )
+    sources = {
+        name: [(b.line, b.text) for b, _ in examples_of(PAGES[name])]
+        for name in names
+    }
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUN_BLOCKS],
-        input=json.dumps([(block.line, block.text) for block, _ in examples]),
-        cwd=tmp_path,
+        input=json.dumps(sources),
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    for (block, shown), printed in zip(
-        examples, json.loads(done.stdout), strict=True
-    ):
-        if shown is not None:
-            assert printed.rstrip() == shown.rstrip(), f"line {block.line}"
+    return json.loads(done.stdout)
 
 
-def test_commands_can_be_typed(readme):
-    commands = commands_of(readme)
-    assert ["make", "train"] in commands and ["make", "test"] in commands
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["README", "docs"])
+def test_python_blocks_print_what_is_shown(where, tmp_path):
+    names = [name for name in PAGES if name.startswith(where)]
+    faults = []
+    for name, printed in run_examples(names, tmp_path).items():
+        for (block, shown), text in zip(
+            examples_of(PAGES[name]), printed, strict=True
+        ):
+            if shown is not None and text.rstrip() != shown.rstrip():
+                faults.append(f"{name}, line {block.line}, prints:\n{text}")
+    assert not faults, "\n".join(faults)
+
+
+@every_page
+def test_pages_show_examples(name):
+    assert examples_of(PAGES[name]), f"{name} shows no Python"
+
+
+@every_page
+def test_commands_can_be_typed(name):
     targets = make_targets()
     faults = [
         fault
-        for words in commands
+        for words in commands_of(PAGES[name])
         for fault in faults_of_command(words, targets)
     ]
     assert not faults, "\n".join(faults)
 
 
-def test_text_names_only_what_exists(readme):
-    faults = faults_of_prose(readme)
+@every_page
+def test_text_names_only_what_exists(name):
+    faults = faults_of_prose(PAGES[name], name)
     assert not faults, "\n".join(faults)
 
 
-def test_last_line_of_training_is_shown(readme):
-    assert LAST_LINE.search(readme)
+def test_readme_opens_with_its_two_commands():
+    commands = commands_of(PAGES["README.md"])
+    assert commands[:2] == [["make", "train"], ["make", "test"]]
+
+
+def test_every_page_is_linked():
+    index = PAGES["docs/README.md"]
+    for name in PAGES:
+        if name not in ("README.md", "docs/README.md"):
+            assert f"({name.removeprefix('docs/')})" in index, name
+    assert "(docs/README.md)" in PAGES["README.md"]
+
+
+def test_last_line_of_training_is_shown():
+    assert LAST_LINE.search(PAGES["README.md"])
 
 
 PAGE = """# title
