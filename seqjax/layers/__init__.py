@@ -7,10 +7,34 @@ the options that a model's config has for it (`seqjax.layers.mixer`).
 
 from seqjax.layers.attention import Attention as Attention
 from seqjax.layers.attention import AttentionOptions as AttentionOptions
+from seqjax.layers.based import Based as Based
+from seqjax.layers.based import BasedOptions as BasedOptions
+from seqjax.layers.comba import Comba as Comba
+from seqjax.layers.comba import CombaOptions as CombaOptions
+from seqjax.layers.delta_mixer import DeltaState as DeltaState
+from seqjax.layers.delta_net import DeltaNet as DeltaNet
+from seqjax.layers.delta_net import DeltaNetOptions as DeltaNetOptions
+from seqjax.layers.delta_net import GatedDeltaNetOptions as GatedDeltaNetOptions
+from seqjax.layers.gated_delta_product import (
+    GatedDeltaProduct as GatedDeltaProduct,
+)
+from seqjax.layers.gated_delta_product import (
+    GatedDeltaProductOptions as GatedDeltaProductOptions,
+)
+from seqjax.layers.gla import GLA as GLA
+from seqjax.layers.gla import GLAOptions as GLAOptions
+from seqjax.layers.hgrn import HGRN as HGRN
+from seqjax.layers.hgrn import HGRNOptions as HGRNOptions
+from seqjax.layers.hgrn2 import HGRN2 as HGRN2
+from seqjax.layers.hgrn2 import HGRN2Options as HGRN2Options
 from seqjax.layers.initial_state import InitialState as InitialState
+from seqjax.layers.kda import KDA as KDA
+from seqjax.layers.kda import KDAOptions as KDAOptions
 from seqjax.layers.lightning import Lightning as Lightning
 from seqjax.layers.lightning import LightningOptions as LightningOptions
 from seqjax.layers.lightning import LightningState as LightningState
+from seqjax.layers.mamba import Mamba as Mamba
+from seqjax.layers.mamba import MambaOptions as MambaOptions
 from seqjax.layers.mamba2 import Mamba2 as Mamba2
 from seqjax.layers.mamba2 import Mamba2Options as Mamba2Options
 from seqjax.layers.mamba2 import Mamba2State as Mamba2State
@@ -18,12 +42,22 @@ from seqjax.layers.mixer import HeadOptions as HeadOptions
 from seqjax.layers.mixer import Host as Host
 from seqjax.layers.mixer import Mixer as Mixer
 from seqjax.layers.mixer import Options as Options
+from seqjax.layers.mlstm import MLSTM as MLSTM
+from seqjax.layers.mlstm import MLSTMOptions as MLSTMOptions
 from seqjax.layers.norms import GatedRMSNorm as GatedRMSNorm
 from seqjax.layers.norms import RMSNorm as RMSNorm
 from seqjax.layers.retnet import RetNet as RetNet
 from seqjax.layers.retnet import RetNetOptions as RetNetOptions
 from seqjax.layers.retnet import RetNetState as RetNetState
+from seqjax.layers.rglru import RGLRU as RGLRU
+from seqjax.layers.rglru import RGLRUOptions as RGLRUOptions
 from seqjax.layers.rotary import rotate as rotate
+from seqjax.layers.rwkv6 import RWKV6 as RWKV6
+from seqjax.layers.rwkv6 import RWKV6Options as RWKV6Options
+from seqjax.layers.rwkv7 import RWKV7 as RWKV7
+from seqjax.layers.rwkv7 import RWKV7Options as RWKV7Options
+from seqjax.layers.s5 import S5 as S5
+from seqjax.layers.s5 import S5Options as S5Options
 from seqjax.layers.short_convolution import ShortConvolution as ShortConvolution
 from seqjax.layers.simple_gla import SimpleGLA as SimpleGLA
 from seqjax.layers.simple_gla import SimpleGLAOptions as SimpleGLAOptions

@@ -1,4 +1,4 @@
-"""Short causal convolution in front of a mixer, with silu."""
+"""Short causal convolution in front of a mixer."""
 
 from flax import linen as nn
 import jax
@@ -16,11 +16,13 @@ class ShortConvolution(nn.Module):
       width: W, tokens it sees, the current one included.
       use_bias: whether a bias is added (Mamba-2) or not (GLA).
       axis_name: mesh axis that shards T, inside `jax.shard_map`.
+      activation: "silu", or None (Griffin).
     """
 
     width: int = 4
     use_bias: bool = False
     axis_name: str | None = None
+    activation: str | None = "silu"
 
     @nn.compact
     def __call__(
@@ -42,7 +44,7 @@ class ShortConvolution(nn.Module):
             x,
             weight,
             bias=bias,
-            activation="silu",
+            activation=self.activation,
             initial_state=state,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
