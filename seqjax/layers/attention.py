@@ -201,7 +201,7 @@ class AttentionOptions(mixer.HeadOptions):
             self.rotary_base,
             self.output_gate,
             self.qk_norm,
-            **host.common(),
+            **self.common(host),
             **module,
         )
 

@@ -151,6 +151,6 @@ class GLAOptions(mixer.ExpandedOptions):
             self.gate_normalizer,
             self.conv_width,
             self.output_gate,
-            **host.common(),
+            **self.common(host),
             **module,
         )

@@ -115,4 +115,4 @@ class HGRN2Options(mixer.ExpandedOptions):
 
     def build(self, host: mixer.Host, **module: Any) -> HGRN2:
         """The layer."""
-        return HGRN2(*self.expanded_sizes(host), **host.common(), **module)
+        return HGRN2(*self.expanded_sizes(host), **self.common(host), **module)

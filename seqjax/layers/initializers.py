@@ -23,14 +23,18 @@ def xavier(gain: float) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
 
 
-def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as Mamba's projections."""
-    bound = 1 / math.sqrt(fan_in)
+def uniform(bound: float) -> nn.initializers.Initializer:
+    """U(-bound, bound)."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as Mamba's projections."""
+    return uniform(1 / math.sqrt(fan_in))
 
 
 def log_uniform(low: float, high: float) -> nn.initializers.Initializer:

@@ -150,7 +150,7 @@ class LightningOptions(mixer.HeadOptions):
             slopes=self.slopes,
             layers=host.depth,
             gate_rank=self.gate_rank,
-            **host.common(),
+            **self.common(host),
             **module,
         )
 

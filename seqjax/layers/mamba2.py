@@ -183,6 +183,6 @@ class Mamba2Options(mixer.Options):
             self.state_size,
             self.groups,
             self.conv_width,
-            **host.common(),
+            **self.common(host),
             **module,
         )

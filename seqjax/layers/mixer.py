@@ -83,25 +83,30 @@ class Host(NamedTuple):
     layers_of_kind: int = 1
     axis_name: str | None = None
 
-    def common(self) -> dict[str, Any]:
-        """The fields of every `Mixer`."""
-        return {
-            "eps": self.eps,
-            "dtype": self.dtype,
-            "residual_scale": self.residual_scale,
-            "axis_name": self.axis_name,
-        }
-
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Options:
     """What a config says of one mixer; the base of the options of each.
 
     Not frozen, so that command-line overrides can write into it.
+
+    Attributes:
+      eps: of the norms of the mixer; None is the model's.
     """
 
     # FLOPs a token for each number of the state: decay 1, write 2, read 2.
     flops_per_state: ClassVar[float] = 5.0
+
+    eps: float | None = None
+
+    def common(self, host: Host) -> dict[str, Any]:
+        """The fields of every `Mixer`."""
+        return {
+            "eps": self.eps or host.eps,
+            "dtype": host.dtype,
+            "residual_scale": host.residual_scale,
+            "axis_name": host.axis_name,
+        }
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -231,15 +236,6 @@ def expanded(path: str, factor: float, size: int) -> int:
             f"{path}={factor}"
         )
     return wide
-
-
-def require_multiple(path: str, many: int | None, heads: int) -> None:
-    """Requires `many` value heads, if any, to be a multiple of `heads`."""
-    if many is not None and many % heads:
-        raise ValueError(
-            f"{path} must be a multiple of the number of heads, {heads}, got "
-            f"{many}"
-        )
 
 
 def require_even(path: str, size: int, why: str) -> None:

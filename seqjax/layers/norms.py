@@ -96,6 +96,34 @@ class GatedRMSNorm(nn.Module):
         return (y if self.gate_first else y * gate).astype(x.dtype)
 
 
+class HeadLayerNorm(nn.Module):
+    """Layer norm of each head, with a learned scale and bias for every channel.
+
+    It is the group norm of RWKV and, without bias, the norm of mLSTM.
+
+    Attributes:
+      eps: added to the variance.
+      use_bias: whether there is a bias.
+    """
+
+    eps: float = 1e-5
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x [..., H, V] along V; returns the dtype of x."""
+        y = x.astype(wide(x.dtype))
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        variance = jnp.mean(y * y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(variance + self.eps)
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        shape = x.shape[-2:]
+        y = y * expand(self.param("scale", ones, shape, jnp.float32), y)
+        if self.use_bias:
+            y = y + expand(self.param("bias", zeros, shape, jnp.float32), y)
+        return y.astype(x.dtype)
+
+
 def expand(scale: jax.Array, like: jax.Array) -> jax.Array:
-    """`scale` [D] with leading axes of length 1, to meet `like` [..., D]."""
-    return scale.reshape((1,) * (like.ndim - 1) + scale.shape)
+    """`scale` with leading axes of length 1, as many axes as `like` has."""
+    return scale.reshape((1,) * (like.ndim - scale.ndim) + scale.shape)

@@ -145,6 +145,6 @@ class RetNetOptions(mixer.HeadOptions):
             *self.sizes(host),
             self.value_expand,
             self.rotary_base,
-            **host.common(),
+            **self.common(host),
             **module,
         )

@@ -123,6 +123,6 @@ class SimpleGLAOptions(mixer.HeadOptions):
             *self.sizes(host),
             self.conv_width,
             self.gate_normalizer,
-            **host.common(),
+            **self.common(host),
             **module,
         )

@@ -65,6 +65,21 @@ class LanguageModelConfig:
     lightning: layers.LightningOptions = _options(layers.LightningOptions)
     simple_gla: layers.SimpleGLAOptions = _options(layers.SimpleGLAOptions)
     mamba2: layers.Mamba2Options = _options(layers.Mamba2Options)
+    gla: layers.GLAOptions = _options(layers.GLAOptions)
+    hgrn2: layers.HGRN2Options = _options(layers.HGRN2Options)
+    based: layers.BasedOptions = _options(layers.BasedOptions)
+    delta_net: layers.DeltaNetOptions = _options(layers.DeltaNetOptions)
+    gated_delta_net: layers.GatedDeltaNetOptions = _options(
+        layers.GatedDeltaNetOptions
+    )
+    gated_delta_product: layers.GatedDeltaProductOptions = _options(
+        layers.GatedDeltaProductOptions
+    )
+    kda: layers.KDAOptions = _options(layers.KDAOptions)
+    comba: layers.CombaOptions = _options(layers.CombaOptions)
+    rwkv6: layers.RWKV6Options = _options(layers.RWKV6Options)
+    rwkv7: layers.RWKV7Options = _options(layers.RWKV7Options)
+    mlstm: layers.MLSTMOptions = _options(layers.MLSTMOptions)
     attention: layers.AttentionOptions = _options(layers.AttentionOptions)
 
     @property

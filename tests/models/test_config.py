@@ -8,7 +8,10 @@ from seqjax import layers
 from seqjax import models
 
 ERRORS = {
-    "pattern": ({"pattern": ("simple_gla", "atention")}, "nearest is 'attention'"),
+    "pattern": (
+        {"pattern": ("simple_gla", "atention")},
+        "nearest is 'attention'",
+    ),
     "pattern_empty": ({"pattern": ()}, "at least one of"),
     "pattern_list": ({"pattern": ["gla"]}, r"must be a tuple.*\['gla'\]"),
     "width": (
