@@ -38,6 +38,10 @@ from seqjax.ops.lightning_attention import (
 )
 from seqjax.ops.linear_attention import linear_attention as linear_attention
 from seqjax.ops.linear_recurrence import linear_recurrence as linear_recurrence
+from seqjax.ops.log_linear_attention import LogLinearState as LogLinearState
+from seqjax.ops.log_linear_attention import (
+    log_linear_attention as log_linear_attention,
+)
 from seqjax.ops.mlstm import MLSTMState as MLSTMState
 from seqjax.ops.mlstm import mlstm as mlstm
 from seqjax.ops.retention import retention as retention

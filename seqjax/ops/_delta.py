@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from seqjax import recurrence
 from seqjax.ops import _additive
 from seqjax.ops import _contract
+from seqjax.ops import _delta_channel_parts
 from seqjax.ops import _delta_chunk
 from seqjax.ops import _delta_forms
 from seqjax.ops import _delta_parts
@@ -38,6 +39,16 @@ SCALAR = Rule(
     _delta_parts.scalar_parts,
     _delta_parts.dense_scalar_parts,
     _delta_forms.delta_recurrent,
+)
+CHANNEL = Rule(
+    _delta_channel_parts.channel_parts,
+    _delta_channel_parts.dense_channel_parts,
+    _delta_forms.delta_recurrent,
+)
+DPLR = Rule(
+    _delta_channel_parts.dplr_parts,
+    _delta_channel_parts.dense_dplr_parts,
+    _delta_forms.dplr_recurrent,
 )
 READ_FIRST = Rule(
     _delta_parts.scalar_parts_read_first,

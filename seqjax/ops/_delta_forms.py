@@ -70,7 +70,7 @@ def delta_recurrent(plan, inputs, starts, initial, *, read_first=False):
         ),
         x | {"start": starts},
     )
-    state, y = scan_tokens(step, initial, (jnp.moveaxis(q, 1, 0), writes))
+    state, y = _scan_tokens(step, initial, (jnp.moveaxis(q, 1, 0), writes))
     return y, state
 
 
@@ -79,7 +79,38 @@ def delta_recurrent_read_first(plan, inputs, starts, initial):
     return delta_recurrent(plan, inputs, starts, initial, read_first=True)
 
 
-def scan_tokens(step, initial, tokens):
+def dplr_recurrent(plan, inputs, starts, initial):
+    """One token after the other: S = (diag(exp g) + b a^T) S + k v^T.
+
+    Args:
+      plan: `_delta_chunk.Plan`.
+      inputs: as of `_delta_channel_parts.dplr_parts`.
+      starts: bool [B, T] or None.
+      initial: [B, H, K, V].
+
+    Returns:
+      (y [B, T, H, V], state [B, H, K, V]).
+    """
+
+    def step(state, token):
+        if token["start"] is not None:
+            start = recurrence.transitions.align(token["start"], state)
+            state = jnp.where(start, 0, state)
+        read = _read(state, token["a"])
+        state = recurrence.decay_of(token["log_decay"]).act(state)
+        state += token["b"][..., :, None] * read[..., None, :]
+        state += token["k"][..., :, None] * token["v"][..., None, :]
+        return state, plan.scale * _read(state, token["q"])
+
+    tokens = {n: x.astype(plan.dtype) for n, x in inputs.items()}
+    tokens = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 1, 0), tokens | {"start": starts}
+    )
+    state, y = _scan_tokens(step, initial, tokens)
+    return y, state
+
+
+def _scan_tokens(step, initial, tokens):
     """Scans over leading time; y comes back as [B, T, ...]."""
     if jax.tree.leaves(tokens)[0].shape[0] == 1:  # decoding: no loop
         state, y = step(initial, jax.tree.map(lambda x: x[0], tokens))

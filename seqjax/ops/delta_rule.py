@@ -16,6 +16,7 @@ state grow.
 """
 
 import jax
+import jax.numpy as jnp
 
 from seqjax.ops import _contract
 from seqjax.ops import _delta
@@ -71,7 +72,11 @@ def delta_rule(
     """
     shapes = _delta.check_heads(_OP, q, k, v, initial_state, segment_ids)
     shapes.bind("beta", beta, "B T H")
-    if log_decay is not None:
+    rule = _delta.SCALAR
+    if log_decay is not None and jnp.ndim(log_decay) == 4:
+        shapes.bind("log_decay", log_decay, "B T H K")
+        rule = _delta.CHANNEL
+    elif log_decay is not None:
         shapes.bind("log_decay", log_decay, "B T H")
     dtype = _contract.accumulation_dtype(
         _OP,
@@ -84,7 +89,7 @@ def delta_rule(
     )
     y, state = _delta.run(
         _OP,
-        _delta.SCALAR,
+        rule,
         dict(q=q, k=k, v=v, beta=beta, log_decay=log_decay, read=None),
         scale=_delta.check_scale(_OP, scale, shapes["K"]),
         initial=initial_state,
