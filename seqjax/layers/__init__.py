@@ -7,8 +7,6 @@ the options that a model's config has for it (`seqjax.layers.mixer`).
 
 from seqjax.layers.attention import Attention as Attention
 from seqjax.layers.attention import AttentionOptions as AttentionOptions
-from seqjax.layers.based import Based as Based
-from seqjax.layers.based import BasedOptions as BasedOptions
 from seqjax.layers.comba import Comba as Comba
 from seqjax.layers.comba import CombaOptions as CombaOptions
 from seqjax.layers.delta_mixer import DeltaState as DeltaState
@@ -23,6 +21,8 @@ from seqjax.layers.gated_delta_product import (
 )
 from seqjax.layers.gla import GLA as GLA
 from seqjax.layers.gla import GLAOptions as GLAOptions
+from seqjax.layers.gsa import GSA as GSA
+from seqjax.layers.gsa import GSAOptions as GSAOptions
 from seqjax.layers.hgrn import HGRN as HGRN
 from seqjax.layers.hgrn import HGRNOptions as HGRNOptions
 from seqjax.layers.hgrn2 import HGRN2 as HGRN2
@@ -30,9 +30,16 @@ from seqjax.layers.hgrn2 import HGRN2Options as HGRN2Options
 from seqjax.layers.initial_state import InitialState as InitialState
 from seqjax.layers.kda import KDA as KDA
 from seqjax.layers.kda import KDAOptions as KDAOptions
+from seqjax.layers.lightnet import LightNet as LightNet
+from seqjax.layers.lightnet import LightNetOptions as LightNetOptions
 from seqjax.layers.lightning import Lightning as Lightning
 from seqjax.layers.lightning import LightningOptions as LightningOptions
 from seqjax.layers.lightning import LightningState as LightningState
+from seqjax.layers.linear_attention import BasedOptions as BasedOptions
+from seqjax.layers.linear_attention import LinearAttention as LinearAttention
+from seqjax.layers.linear_attention import (
+    LinearAttentionOptions as LinearAttentionOptions,
+)
 from seqjax.layers.mamba import Mamba as Mamba
 from seqjax.layers.mamba import MambaOptions as MambaOptions
 from seqjax.layers.mamba2 import Mamba2 as Mamba2
@@ -52,6 +59,8 @@ from seqjax.layers.retnet import RetNetState as RetNetState
 from seqjax.layers.rglru import RGLRU as RGLRU
 from seqjax.layers.rglru import RGLRUOptions as RGLRUOptions
 from seqjax.layers.rotary import rotate as rotate
+from seqjax.layers.rwkv4 import RWKV4 as RWKV4
+from seqjax.layers.rwkv4 import RWKV4Options as RWKV4Options
 from seqjax.layers.rwkv6 import RWKV6 as RWKV6
 from seqjax.layers.rwkv6 import RWKV6Options as RWKV6Options
 from seqjax.layers.rwkv7 import RWKV7 as RWKV7

@@ -47,6 +47,40 @@ def mixture(
     return init
 
 
+def rwkv4_mixtures(depth: Depth) -> dict[str, Initializer]:
+    """Of the token shift of RWKV-4, by projection: shares of the token.
+
+    They are u^z (+ 0.3 s for the value), where those of the later models are
+    shares of the token before.
+    """
+
+    def share(exponent: jax.Array, offset: jax.Array | float) -> Initializer:
+        before = mixture(exponent, offset)
+        return lambda *args: 1 - before(*args)
+
+    return {
+        "key": share(depth.falling, 0.0),
+        "value": share(depth.falling, 0.3 * depth.rising),
+        "receptance": share(0.5 * depth.falling, 0.0),
+    }
+
+
+def rwkv4_decay(depth: Depth) -> Initializer:
+    """w = -5 + 8 u^(0.7 + 1.3 s), over all channels."""
+    return _over_channels(lambda u: -5 + 8 * u ** (0.7 + 1.3 * depth.rising))
+
+
+def rwkv4_bonus() -> Initializer:
+    """u = log 0.3 and a ripple of 0.5 with period 3."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype):
+        del key
+        ripple = 0.5 * ((jnp.arange(shape[-1]) + 1) % 3 - 1)
+        return (jnp.log(0.3) + ripple).astype(dtype)
+
+    return init
+
+
 def rwkv6_mixtures(depth: Depth) -> dict[str, Initializer]:
     """Of the token shift of RWKV-6, by stream; "x" is the mixture's own."""
     falling = depth.falling

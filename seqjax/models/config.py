@@ -61,13 +61,25 @@ class LanguageModelConfig:
     dtype: str = "float32"
     norm_eps: float = 1e-5
     learned_initial_state: bool = False
+    linear_attention: layers.LinearAttentionOptions = _options(
+        layers.LinearAttentionOptions
+    )
+    based: layers.BasedOptions = _options(layers.BasedOptions)
     retnet: layers.RetNetOptions = _options(layers.RetNetOptions)
     lightning: layers.LightningOptions = _options(layers.LightningOptions)
     simple_gla: layers.SimpleGLAOptions = _options(layers.SimpleGLAOptions)
-    mamba2: layers.Mamba2Options = _options(layers.Mamba2Options)
     gla: layers.GLAOptions = _options(layers.GLAOptions)
+    hgrn: layers.HGRNOptions = _options(layers.HGRNOptions)
     hgrn2: layers.HGRN2Options = _options(layers.HGRN2Options)
-    based: layers.BasedOptions = _options(layers.BasedOptions)
+    lightnet: layers.LightNetOptions = _options(layers.LightNetOptions)
+    gsa: layers.GSAOptions = _options(layers.GSAOptions)
+    mamba: layers.MambaOptions = _options(layers.MambaOptions)
+    mamba2: layers.Mamba2Options = _options(layers.Mamba2Options)
+    rglru: layers.RGLRUOptions = _options(layers.RGLRUOptions)
+    s5: layers.S5Options = _options(layers.S5Options)
+    rwkv4: layers.RWKV4Options = _options(layers.RWKV4Options)
+    rwkv6: layers.RWKV6Options = _options(layers.RWKV6Options)
+    rwkv7: layers.RWKV7Options = _options(layers.RWKV7Options)
     delta_net: layers.DeltaNetOptions = _options(layers.DeltaNetOptions)
     gated_delta_net: layers.GatedDeltaNetOptions = _options(
         layers.GatedDeltaNetOptions
@@ -77,8 +89,6 @@ class LanguageModelConfig:
     )
     kda: layers.KDAOptions = _options(layers.KDAOptions)
     comba: layers.CombaOptions = _options(layers.CombaOptions)
-    rwkv6: layers.RWKV6Options = _options(layers.RWKV6Options)
-    rwkv7: layers.RWKV7Options = _options(layers.RWKV7Options)
     mlstm: layers.MLSTMOptions = _options(layers.MLSTMOptions)
     attention: layers.AttentionOptions = _options(layers.AttentionOptions)
 
