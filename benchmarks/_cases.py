@@ -86,6 +86,19 @@ def _rwkv6_inputs(key, sizes, dtype):
     return *_channel_gated_inputs(key, sizes, dtype), bonus
 
 
+def _slot_inputs(key, sizes, dtype):
+    inputs = _channel_gated_inputs(key, sizes, dtype)
+    return *inputs[:3], -jnp.expm1(inputs[3]), inputs[3]
+
+
+def _level_inputs(key, sizes, dtype):
+    key, level_key = jax.random.split(key)
+    levels = (sizes.length - 1).bit_length() + 1
+    shape = (sizes.batch, sizes.length, sizes.heads, levels)
+    weights = jax.nn.softplus(jax.random.normal(level_key, shape))
+    return *_gated_inputs(key, sizes, dtype), weights
+
+
 def _ssd_inputs(key, sizes, dtype):
     shape = (sizes.batch, sizes.length, sizes.heads)
     state_shape = (sizes.batch, sizes.length, 1, sizes.key_dim)
@@ -201,6 +214,25 @@ CASES = {
         baseline=baseline_scan.linear_recurrence,
     ),
     "mlstm": Case(ops.mlstm, _mlstm_inputs, baseline=baseline_scan.mlstm),
+    "log_linear_attention": Case(
+        ops.log_linear_attention,
+        _level_inputs,
+        baseline=baseline_scan.log_linear_attention,
+    ),
+    "lightnet_attention": Case(
+        ops.lightnet_attention,
+        _attention_inputs,
+        # parallel would hold T x T decays for every channel
+        forms=("recurrent", "chunk"),
+        baseline=baseline_scan.lightnet_attention,
+    ),
+    "gated_slot_attention": Case(
+        ops.gated_slot_attention,
+        _slot_inputs,
+        # parallel would hold T x T decays for every slot
+        forms=("recurrent", "chunk"),
+        baseline=baseline_scan.gated_slot_attention,
+    ),
     "softmax_attention": Case(ops.softmax_attention, _attention_inputs),
     "short_convolution": Case(
         ops.short_convolution, _convolution_inputs, forms=()

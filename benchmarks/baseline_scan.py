@@ -191,3 +191,80 @@ def rwkv6(r, k, v, log_decay, bonus):
     _, y = jax.lax.scan(step, start, inputs)
     y = key_dim**-0.5 * jnp.moveaxis(y, 0, 1)
     return y.astype(v.dtype)
+
+
+def lightnet_attention(q, k, v):
+    """A softmax over the past in every key channel: q, k [B,T,H,K]."""
+
+    def step(state, token):
+        S, z = state
+        q, k, v = token
+        after = jnp.logaddexp(z, k)
+        write = jnp.exp(k - after)
+        S = jnp.exp(z - after)[..., None] * S
+        S = S + write[..., :, None] * v[..., None, :]
+        return (S, after), jnp.einsum("bhk,bhkv->bhv", q, S)
+
+    time_first = tuple(
+        jnp.moveaxis(z.astype(jnp.float32), 1, 0) for z in (q, k, v)
+    )
+    batch, _, heads, key_dim = k.shape
+    start = (
+        jnp.zeros((batch, heads, key_dim, v.shape[-1]), jnp.float32),
+        # Not -inf, whose differences are NaN: far below any key.
+        jnp.full((batch, heads, key_dim), -1e9, jnp.float32),
+    )
+    _, y = jax.lax.scan(step, start, time_first)
+    return (key_dim**-0.5 * jnp.moveaxis(y, 0, 1)).astype(v.dtype)
+
+
+def gated_slot_attention(q, k, v, s, log_decay):
+    """M slots, weights s and gates [B,T,H,M], a softmax between two reads."""
+    scale = q.shape[-1] ** -0.5
+
+    def step(state, token):
+        keys, values = state
+        q, k, v, s, g = token
+        keep = jnp.exp(g)
+        keys = keep[..., None, :] * keys + k[..., :, None] * s[..., None, :]
+        values = keep[..., :, None] * values + s[..., :, None] * v[..., None, :]
+        logits = scale * jnp.einsum("bhk,bhkm->bhm", q, keys)
+        weights = jax.nn.softmax(logits, axis=-1)
+        return (keys, values), jnp.einsum("bhm,bhmv->bhv", weights, values)
+
+    inputs = (z.astype(jnp.float32) for z in (q, k, v, s, log_decay))
+    time_first = tuple(jnp.moveaxis(z, 1, 0) for z in inputs)
+    batch, _, heads, slots = s.shape
+    start = (
+        jnp.zeros((batch, heads, q.shape[-1], slots), jnp.float32),
+        jnp.zeros((batch, heads, slots, v.shape[-1]), jnp.float32),
+    )
+    _, y = jax.lax.scan(step, start, time_first)
+    return jnp.moveaxis(y, 0, 1).astype(v.dtype)
+
+
+def log_linear_attention(q, k, v, log_decay, level_scales):
+    """A Fenwick tree of states: level_scales [B,T,H,L], unscaled."""
+    levels = level_scales.shape[-1]
+
+    def step(state, token):
+        q, k, v, g, weights, position = token
+        # The lowest set bit of the position: all levels below merge into it.
+        bit = 32 - jax.lax.clz(position & -position)
+        low = (jnp.arange(levels) <= bit)[:, None, None, None, None]
+        top = (jnp.arange(levels) == bit)[:, None, None, None, None]
+        merged = jnp.sum(jnp.where(low, state, 0), axis=0, keepdims=True)
+        state = jnp.where(top, merged, jnp.where(low, 0, state))
+        state = jnp.exp(g)[None, ..., None, None] * state
+        state = state.at[0].add(k[..., :, None] * v[..., None, :])
+        return state, jnp.einsum("bhl,bhk,lbhkv->bhv", weights, q, state)
+
+    inputs = (z.astype(jnp.float32) for z in (q, k, v, log_decay, level_scales))
+    time_first = [jnp.moveaxis(z, 1, 0) for z in inputs]
+    batch, length, heads, key_dim = k.shape
+    shape = (levels, batch, heads, key_dim, v.shape[-1])
+    positions = jnp.arange(length, dtype=jnp.int32)
+    _, y = jax.lax.scan(
+        step, jnp.zeros(shape, jnp.float32), (*time_first, positions)
+    )
+    return jnp.moveaxis(y, 0, 1).astype(v.dtype)

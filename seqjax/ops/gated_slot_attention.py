@@ -135,7 +135,7 @@ def gated_slot_attention(
         scale=1.0,
         initial=None if state is None else state.v,
     )
-    keys = keys.reshape(batch, heads, slots, -1).swapaxes(2, 3)
+    keys = keys.reshape(batch, heads, slots, shapes["K"]).swapaxes(2, 3)
     return o.astype(v.dtype), GSAState(
         keys.astype(state_dtype), values.astype(state_dtype)
     )

@@ -183,13 +183,13 @@ def _stable_gates(k, z, segment_ids, axis_name):
     starts = None
     m, z = jax.lax.stop_gradient((k, z))
     batch, length, heads, key = k.shape
-    m = m.reshape(batch, length, -1)
+    m = m.reshape(batch, length, heads * key)
     decay = jnp.zeros_like(m)
     if segment_ids is not None:
         starts = recurrence.segment_starts(segment_ids)[..., None]
         decay = jnp.where(starts, -jnp.inf, decay)
     maps = recurrence.prefix_maxima(recurrence.MaxPlus(decay, m))
-    initial = z.reshape(batch, -1)
+    initial = z.reshape(batch, heads * key)
     if axis_name is not None:
         last = jax.tree.map(lambda x: x[:, -1], maps)
         initial = recurrence.incoming_maximum(

@@ -69,7 +69,9 @@ def prefix_maxima(maps: MaxPlus) -> MaxPlus:
     _, before = jax.lax.scan(across, _nothing(totals), totals)
     until = within.compose(jax.tree.map(lambda x: x[None], before))
     return jax.tree.map(
-        lambda x: x.transpose(2, 1, 0, 3).reshape(batch, -1, heads)[:, :length],
+        lambda x: x.transpose(2, 1, 0, 3).reshape(batch, blocks * size, heads)[
+            :, :length
+        ],
         until,
     )
 

@@ -7,6 +7,7 @@ from tests.conformance.rows import delta
 from tests.conformance.rows import delta_channel
 from tests.conformance.rows import elementwise
 from tests.conformance.rows import linear
+from tests.conformance.rows import log_linear
 from tests.conformance.rows import mlstm
 from tests.conformance.rows import slots
 from tests.conformance.rows import state_space
@@ -25,6 +26,7 @@ OPERATORS = (
     elementwise.SELECTIVE_SCAN,
     elementwise.RWKV4,
     mlstm.MLSTM,
+    log_linear.LOG_LINEAR,
     slots.LIGHTNET,
     slots.SLOTS,
     delta.DELTA,

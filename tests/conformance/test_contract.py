@@ -54,7 +54,8 @@ def test_dtypes(operator, dtypes):
     assert y.dtype == inputs[operator.output_like].dtype
     if not operator.capacity_is_length:
         for leaf in jax.tree.leaves(state):
-            assert leaf.dtype in (jnp.float32, jnp.complex64)
+            if leaf.dtype != jnp.int32:  # a count of tokens
+                assert leaf.dtype in (jnp.float32, jnp.complex64)
 
 
 @operators
