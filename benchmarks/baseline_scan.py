@@ -103,21 +103,22 @@ def linear_recurrence(x, log_decay):
 
 def selective_scan(x, dt, A, B, C):
     """Mamba-1: x, dt [B,T,D], A [D,N], B and C [B,T,G,N]."""
-    per_group = x.shape[2] // B.shape[2]
-    B = jnp.repeat(B, per_group, axis=2)
-    C = jnp.repeat(C, per_group, axis=2)
+    grouped = (*x.shape[:2], B.shape[2], -1)
+    A = A.reshape(B.shape[2], -1, A.shape[1])
 
     def step(state, token):
         x, dt, B, C = token
         state = jnp.exp(dt[..., None] * A[None]) * state
-        state = state + (dt * x)[..., None] * B
-        return state, jnp.sum(state * C, axis=-1)
+        state = state + (dt * x)[..., None] * B[:, :, None]
+        return state, jnp.einsum("bgrn,bgn->bgr", state, C)
 
-    inputs = (z.astype(jnp.float32) for z in (x, dt, B, C))
-    time_first = tuple(jnp.moveaxis(z, 1, 0) for z in inputs)
+    inputs = (x.reshape(grouped), dt.reshape(grouped), B, C)
+    time_first = tuple(
+        jnp.moveaxis(z.astype(jnp.float32), 1, 0) for z in inputs
+    )
     start = jnp.zeros((x.shape[0], *A.shape), jnp.float32)
     _, y = jax.lax.scan(step, start, time_first)
-    return jnp.moveaxis(y, 0, 1).astype(x.dtype)
+    return jnp.moveaxis(y, 0, 1).reshape(x.shape).astype(x.dtype)
 
 
 def mlstm(q, k, v, input_gate, forget_gate):

@@ -38,13 +38,16 @@ def factors(log_decay: jax.Array, starts: jax.Array | None) -> jax.Array:
     Returns:
       [B, ...]: exactly 0 for every gate that leaves nothing.
     """
-    dead = recurrence.vanishes(log_decay)
-    if starts is not None:
-        dead = dead | starts.reshape(
-            starts.shape + (1,) * (log_decay.ndim - starts.ndim)
-        )
-    # Masked before exp: -inf beside an imaginary part would give NaN.
-    return jnp.where(dead, 0, jnp.exp(jnp.where(dead, 0, log_decay)))
+    if jnp.issubdtype(log_decay.dtype, jnp.complexfloating):
+        # Masked before exp: -inf beside an imaginary part would give NaN.
+        dead = recurrence.vanishes(log_decay)
+        a = jnp.where(dead, 0, jnp.exp(jnp.where(dead, 0, log_decay)))
+    else:
+        a = jnp.exp(log_decay)
+    if starts is None:
+        return a
+    trailing = (1,) * (log_decay.ndim - starts.ndim)
+    return jnp.where(starts.reshape(starts.shape + trailing), 0, a)
 
 
 def recurrent(x, log_decay, starts, initial):

@@ -153,38 +153,44 @@ def _run_xla(x, dt, A, B, C, starts, initial, *, form, chunk_size, precision):
         return _selective_chunk.selective_chunk(
             plan, x, dt, A, B, C, starts, initial
         )
+    if form == "recurrent":
+        return _recurrent(x, dt, A, B, C, starts, initial, precision)
     repeat = x.shape[2] // B.shape[2]
     B, C = (jnp.repeat(z, repeat, axis=2) for z in (B, C))
-    if form == "recurrent":
-        return _recurrent(x, dt, A, B, C, starts, initial)
     log_decay = dt[..., None] * A[None, None]
     write = (dt * x)[..., None] * B
     h, state = _elementwise.parallel(write, log_decay, starts, initial)
     return jnp.sum(h * C, axis=-1), state
 
 
-def _recurrent(x, dt, A, B, C, starts, initial):
-    """One token after the other, B and C [B, T, D, N]."""
+def _recurrent(x, dt, A, B, C, starts, initial, precision):
+    """One token after the other; inside, D is [G, D/G]."""
+    groups = B.shape[2]
+    tokens = [z.reshape(*z.shape[:2], groups, -1) for z in (x, dt)]
+    A = A.reshape(groups, -1, A.shape[1])
+    state = initial.reshape(-1, *A.shape)
 
     def step(state, token):
         x, dt, B, C, start = token
-        write = (dt * x)[..., None] * B
+        write = (dt * x)[..., None] * B[:, :, None]
         decay = recurrence.decay_of(dt[..., None] * A[None])
         affine = recurrence.Affine(decay, write)
         if start is not None:
             affine = recurrence.reset(affine, start)
         state = recurrence.apply(affine, state)
-        return state, jnp.sum(state * C, axis=-1)
+        y = jnp.einsum("bgrn,bgn->bgr", state, C, precision=precision)
+        return state, y
 
-    tokens = (x, dt, B, C, starts)
+    tokens = (*tokens, B, C, starts)
     if x.shape[1] == 1:  # decoding: no loop around a single step
-        state, y = step(
-            initial, jax.tree.map(lambda x: jnp.squeeze(x, 1), tokens)
-        )
-        return y[:, None], state
-    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens)
-    state, y = jax.lax.scan(step, initial, tokens)
-    return jnp.moveaxis(y, 0, 1), state
+        token = jax.tree.map(lambda x: jnp.squeeze(x, 1), tokens)
+        state, y = step(state, token)
+        y = y[:, None]
+    else:
+        tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens)
+        state, y = jax.lax.scan(step, state, tokens)
+        y = jnp.moveaxis(y, 0, 1)
+    return y.reshape(x.shape), state.reshape(initial.shape)
 
 
 _dispatch.IMPLEMENTATIONS[_OP] = {"xla": _dispatch.Implementation(_run_xla)}
