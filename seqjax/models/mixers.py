@@ -1,14 +1,7 @@
 """The mixers of a model: made from its config, called with what they need.
 
-| name | paper | state of a layer, numbers a row | cost a token and layer |
-|---|---|---|---|
-| retnet | arXiv 2307.08621 | H*K*V, V = value_expand * K | O(H*K*V) |
-| lightning | arXiv 2401.04658 | H*K*K | O(H*K*K) |
-| simple_gla | arXiv 2312.06635, scalar gate | H*K*K + 3*(W-1)*H*K | O(H*K*K) |
-| mamba2 | arXiv 2405.21060 | H*P*N + (W-1)*(H*P + 2*G*N) | O(H*P*N) |
-| attention | arXiv 1706.03762 | 2*Hk*K a token, up to window-1 | O(T*H*K) |
-
-Beside that every layer pays its projections, O(width^2) a token.
+docs/layers.md lists them all with paper, state and cost; each file of
+`seqjax.layers` gives its equations.
 """
 
 from typing import Any, NamedTuple

@@ -1,6 +1,8 @@
 """A wrong config is refused with the field, the value and what is accepted."""
 
 import dataclasses
+import pathlib
+import re
 
 import pytest
 
@@ -117,6 +119,13 @@ def test_a_field_of_a_subclass_is_a_name_of_the_pattern():
     config = Config(pattern=("local", "attention"))
     config.validate()
     assert models.state_bytes(config, 100)["local"] < 8 * 4 * 256 * 2
+
+
+def test_the_page_of_layers_lists_every_name():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "layers.md"
+    table = page.read_text().partition("## Patterns")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert tuple(listed) == models.LanguageModelConfig.pattern_names()
 
 
 def test_defaults_follow_the_width():
