@@ -134,37 +134,42 @@ def _backward(plan, residual, cotangents):
             recurrence.Affine(total, write_bar), state_bar, reverse=True
         )
 
+        # What leads out of the chunk comes first, and only then, behind the
+        # barrier, the pairs inside it.  XLA would keep the arrays of both, and
+        # malloc maps scratch above 32 MiB anew each time: twice the time.
+        tail = layout.rows(decays.tail)
+        q_read = _mm(plan, "nbgirv,nbgkrv->nbgrik", y_bar_head, before)
+        q_out = jnp.sum(q_read, axis=3)
+        k_out = _mm(plan, "nbgjrv,nbgkrv->nbgjk", tail * v, after_bar)
+        v_out = tail * _mm(plan, "nbgjk,nbgkrv->nbgjrv", k, after_bar)
+        gates = None
+        if log_decay is not None and plan.decay_gradient:
+            leaving = jnp.swapaxes(jnp.sum(v_out * v, axis=-1), -1, -2)
+            head_bar = jnp.sum(q_read * q[:, :, :, None], axis=-1)
+            carried = jnp.sum(total.act(before) * after_bar, axis=(-1, -3))
+            gates = leaving, head_bar.at[..., -1].add(carried)
+            y_bar, gates = jax.lax.optimization_barrier((y_bar, gates))
+
         scores = _mm(plan, "nbgik,nbgjk->nbgij", q, k)[:, :, :, None]
+        a = scores * decays.pairs
+        v_bar = v_out + _mm(plan, "nbgrij,nbgirv->nbgjrv", a, y_bar)
         a_bar = _mm(plan, "nbgirv,nbgjrv->nbgrij", y_bar, v)
         b = a_bar * decays.pairs  # dA * D
         b_all = jnp.sum(b, axis=3)
-        q_read = _mm(plan, "nbgirv,nbgkrv->nbgrik", y_bar_head, before)
-        q_bar = jnp.sum(q_read, axis=3) + _mm(
-            plan, "nbgij,nbgjk->nbgik", b_all, k
-        )
-        tail = layout.rows(decays.tail)
-        k_bar = _mm(plan, "nbgij,nbgik->nbgjk", b_all, q) + _mm(
-            plan, "nbgjrv,nbgkrv->nbgjk", tail * v, after_bar
-        )
-        v_write = tail * _mm(plan, "nbgjk,nbgkrv->nbgjrv", k, after_bar)
-        a = scores * decays.pairs
-        v_bar = v_write + _mm(plan, "nbgrij,nbgirv->nbgjrv", a, y_bar)
+        q_bar = q_out + _mm(plan, "nbgij,nbgjk->nbgik", b_all, k)
+        k_bar = k_out + _mm(plan, "nbgij,nbgik->nbgjk", b_all, q)
         out = (
             layout.to_tokens(q_bar[..., None, :]),
             layout.to_tokens(k_bar[..., None, :]),
             layout.to_tokens(v_bar),
         )
-        if log_decay is None or not plan.decay_gradient:
+        if gates is None:
             return first_bar, (*out, None)
 
         # Gate gradient: dL_ij over pairs inside the chunk, then the rows and
         # columns that lead out of it, all of them sums of dA * A terms.
-        pair_bar = b * scores
-        leaving = jnp.swapaxes(jnp.sum(v_write * v, axis=-1), -1, -2)
-        pair_bar = pair_bar.at[..., -1, :].add(leaving)
-        head_bar = jnp.sum(q_read * q[:, :, :, None], axis=-1)
-        carried = jnp.sum(total.act(before) * after_bar, axis=(-1, -3))
-        head_bar = head_bar.at[..., -1].add(carried)
+        leaving, head_bar = gates
+        pair_bar = (b * scores).at[..., -1, :].add(leaving)
         if constant is not None:
             return first_bar, (*out, _sum_chunks((pair_bar, head_bar)))
         log_bar = _decays.rectangle_sums(pair_bar, head_bar)

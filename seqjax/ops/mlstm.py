@@ -135,9 +135,9 @@ def mlstm(
     log_decay, weight = _stable_gates(log_forget, gate, before, m)
 
     # The normaliser is one more value channel, constantly 1.
-    values = aligned["v"].astype(dtype)
-    ones = jnp.ones_like(values[..., :1])
-    values = weight[..., None] * jnp.concatenate([values, ones], axis=-1)
+    weight = weight[..., None]
+    values = weight * aligned["v"].astype(dtype)
+    values = jnp.concatenate([values, weight], axis=-1)
     start = jnp.concatenate([state.C, state.n[..., None]], axis=-1)
     start = jnp.exp(_moved(state.m))[..., None, None] * start
     y, cell = _additive.additive(
@@ -151,7 +151,9 @@ def mlstm(
         options=options,
         dtype=dtype,
     )
-    h = _normalise(y[..., :-1], y[..., -1], m)
+    # Of slices, the cotangents would be padded and added; of a split, joined.
+    above, normalizer = jax.lax.split(y, (shapes["V"], 1), axis=-1)
+    h = _normalise(above, normalizer[..., 0], m)
     cell = jnp.exp(-_moved(final_m))[..., None, None] * cell
     cell = cell.astype(state_dtype)
     return h.astype(v.dtype), MLSTMState(cell[..., :-1], cell[..., -1], final_m)
