@@ -173,8 +173,8 @@ class LinearAttention(mixer.Mixer):
             y = projections.from_heads(
                 o, x.shape[-1], self.dtype, self.residual_scale
             )
-        memory, normalizer = after if self.normalize else (after, None)
-        return y, LinearAttentionState(memory, normalizer)
+        after = after if isinstance(after, tuple) else (after, None)
+        return y, LinearAttentionState(*after)
 
 
 @dataclasses.dataclass(unsafe_hash=True)

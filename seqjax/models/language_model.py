@@ -212,7 +212,7 @@ class LanguageModel(nn.Module):
                 entry.segment_ids,
                 mixers.Place(entry.positions, entry.fresh),
             )
-            after += following
+            after += tuple(following)
         return stream[0], after
 
     def _logits(self, x: jax.Array) -> jax.Array:
