@@ -1,11 +1,13 @@
 """What is measured: one row an operator, and inputs made from shared sizes."""
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks import _delta
 from benchmarks import baseline_scan
 from seqjax import ops
 
@@ -232,6 +234,30 @@ CASES = {
         # parallel would hold T x T decays for every slot
         forms=("recurrent", "chunk"),
         baseline=baseline_scan.gated_slot_attention,
+    ),
+    "delta_rule": Case(
+        ops.delta_rule, _delta.delta_inputs, baseline=_delta.delta_rule
+    ),
+    "delta_rule_gated": Case(
+        ops.delta_rule, _delta.gated_inputs, baseline=_delta.delta_rule
+    ),
+    "delta_rule_channel": Case(
+        ops.delta_rule,
+        _delta.channel_inputs,
+        forms=_CHANNEL_FORMS,
+        baseline=_delta.delta_rule,
+    ),
+    "gated_delta_product": Case(
+        functools.partial(ops.gated_delta_product, num_householder=2),
+        _delta.product_inputs,
+        baseline=_delta.gated_delta_product,
+    ),
+    "comba": Case(ops.comba, _delta.comba_inputs, baseline=_delta.comba),
+    "dplr_delta_rule": Case(
+        ops.dplr_delta_rule,
+        _delta.dplr_inputs,
+        forms=_CHANNEL_FORMS,
+        baseline=_delta.dplr_delta_rule,
     ),
     "softmax_attention": Case(ops.softmax_attention, _attention_inputs),
     "short_convolution": Case(

@@ -1,7 +1,8 @@
 """What the rules that erase before they write share behind their operators."""
 
+from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from seqjax.ops import _delta_channel_parts
 from seqjax.ops import _delta_chunk
 from seqjax.ops import _delta_forms
 from seqjax.ops import _delta_parts
+from seqjax.ops import _delta_value
 from seqjax.ops import _dispatch
 from seqjax.parallel import sequence
 
@@ -28,11 +30,15 @@ class Rule(NamedTuple):
       parts: of a group of chunks, for the chunk form.
       dense_parts: the same for one chunk of T, differentiable twice.
       recurrent: (plan, inputs, starts, initial) -> (y, state).
+      chunk: the same, for the chunk form.
+      parallel: the same, for the parallel form, its plan with `dense_parts`.
     """
 
-    parts: object
-    dense_parts: object
-    recurrent: object
+    parts: Callable[..., Any]
+    dense_parts: Callable[..., Any]
+    recurrent: Callable[..., Any]
+    chunk: Callable[..., Any] = _delta_chunk.delta_chunk
+    parallel: Callable[..., Any] = _delta_forms.solve_parallel
 
 
 SCALAR = Rule(
@@ -49,6 +55,13 @@ DPLR = Rule(
     _delta_channel_parts.dplr_parts,
     _delta_channel_parts.dense_dplr_parts,
     _delta_forms.dplr_recurrent,
+)
+VALUE = Rule(
+    _delta_parts.scalar_parts,
+    _delta_parts.dense_scalar_parts,
+    _delta_forms.delta_recurrent,
+    _delta_value.value_chunk,
+    _delta_value.value_parallel,
 )
 READ_FIRST = Rule(
     _delta_parts.scalar_parts_read_first,
@@ -176,11 +189,11 @@ def run_xla(
         precision=precision,
     )
     if form == "chunk":
-        return _delta_chunk.delta_chunk(plan, inputs, starts, initial)
+        return rule.chunk(plan, inputs, starts, initial)
     if form == "recurrent":
         return rule.recurrent(plan, inputs, starts, initial)
     plan = _delta_forms.parallel_plan(plan, rule.dense_parts, q.shape[1])
-    return _delta_forms.solve_parallel(plan, inputs, starts, initial)
+    return rule.parallel(plan, inputs, starts, initial)
 
 
 def register(op: str) -> None:

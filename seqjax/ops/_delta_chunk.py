@@ -133,19 +133,23 @@ def delta_chunk(plan: Plan, inputs, starts, initial):
 
 def _forward(plan, inputs, starts, initial):
     length = inputs["q"].shape[1]
-    groups = _split(plan, inputs, starts, length)
+    groups = split(plan, inputs, starts, length)
 
     def step(state, group):
         p, zeros = plan.rule(plan, *group)
         x = _triangular.inverse_of_unit_lower(p.lower)
-        maps = _maps(p, zeros, x)
-        write = _tmm(p.keys, _mm(x, p.targets))
+        width = p.targets.shape[-1]
+        # [X Z, X A] and K~^T of it, each as one wide product
+        solved = _mm(x, jnp.concatenate([p.targets, p.recall], axis=-1))
+        moved = _tmm(p.keys, solved)
+        write = moved[..., :width]
         if p.extra is not None:
             write = write + p.extra[1]
+        maps = recurrence.Dense(_kept(p, zeros) - moved[..., width:])
         before, after = recurrence.exclusive_prefix(
             recurrence.Affine(maps, write), state
         )
-        written = _mm(x, p.targets - _mm(p.recall, before))
+        written = solved[..., :width] - _mm(solved[..., width:], before)
         y = _mm(p.queries, before, plan) + _mm(p.scores, written, plan)
         if p.extra is not None:
             y = y + p.extra[0]
@@ -153,15 +157,15 @@ def _forward(plan, inputs, starts, initial):
 
     final, (y, states, inverses) = jax.lax.scan(step, initial, groups)
     residual = (inputs, starts, states, inverses)
-    return (_join(y, length), final), residual
+    return (join(y, length), final), residual
 
 
 def _backward(plan, residual, cotangents):
     inputs, starts, states, inverses = residual
     y_bar, final_bar = cotangents
     length = inputs["q"].shape[1]
-    groups = _split(plan, inputs, starts, length)
-    y_bars = _split(plan, y_bar, None, length)[0]
+    groups = split(plan, inputs, starts, length)
+    y_bars = split(plan, y_bar, None, length)[0]
 
     def step(state_bar, group):
         (inputs, starts), y_bar, before, x = group
@@ -171,9 +175,9 @@ def _backward(plan, residual, cotangents):
             has_aux=True,
         )
         y_bar = to_chunks(plan, y_bar, p.scores.shape[-2])
-        maps = _maps(p, zeros, x)
         read_bar = _tmm(p.scores, y_bar, plan)  # dR, as far as read here
         recall = _mm(x, p.recall)
+        maps = recurrence.Dense(_kept(p, zeros) - _tmm(p.keys, recall))
         before_bar = _tmm(p.queries, y_bar, plan) - _tmm(recall, read_bar)
         after_bar, first_bar = recurrence.exclusive_prefix(
             recurrence.Affine(maps.transpose(), before_bar),
@@ -201,7 +205,7 @@ def _backward(plan, residual, cotangents):
     bars = {
         name: None
         if x is None
-        else _join(grads[name], x.shape[1]).astype(x.dtype)
+        else join(grads[name], x.shape[1]).astype(x.dtype)
         for name, x in inputs.items()
     }
     return bars, None, initial_bar
@@ -210,17 +214,15 @@ def _backward(plan, residual, cotangents):
 delta_chunk.defvjp(_forward, _backward)
 
 
-def _maps(p, zeros, x):
-    """The transitions M of chunks."""
-    size = p.keys.shape[-1]
+def _kept(p, zeros):
+    """The decay of chunks as matrices, what M is without a write."""
+    size, rank = p.keys.shape[-1], p.keys.ndim
+    one = jnp.eye(size, dtype=p.keys.dtype)
     one = jnp.broadcast_to(
-        jnp.eye(size, dtype=x.dtype).reshape(
-            (1,) * (x.ndim - 2) + (size, size)
-        ),
-        (*x.shape[:-2], size, size),
+        one.reshape((1,) * (rank - 2) + one.shape),
+        (*p.keys.shape[:-2], size, size),
     )
-    kept = recurrence.Decay(p.log, zeros).act(one)
-    return recurrence.Dense(kept - _tmm(p.keys, _mm(x, p.recall)))
+    return recurrence.Decay(p.log, zeros).act(one)
 
 
 def to_chunks(plan: Plan, x: jax.Array, size: int) -> jax.Array:
@@ -238,7 +240,7 @@ def _to_tokens(x):
     return x.reshape(batch, n * size, heads, width)
 
 
-def _split(plan, inputs, starts, length):
+def split(plan, inputs, starts, length):
     """Every [B, T*, ...] as [groups, B, ...], padded with identity tokens."""
     span = plan.chunk_size * plan.group
 
@@ -252,7 +254,7 @@ def _split(plan, inputs, starts, length):
     return jax.tree.map(split, (inputs, starts))
 
 
-def _join(x, length):
+def join(x, length):
     """[groups, B, n*C, ...] to [B, T, ...]."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

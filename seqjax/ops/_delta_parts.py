@@ -9,6 +9,8 @@ where a is the key that a token reads with, k itself in the delta rule.  A token
 that reads before its decay takes D and head of the token before it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +33,26 @@ def _sums_backward(_, bars):
 
 
 exact_sums.defvjp(_sums_forward, _sums_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def self_scores(precision, k: jax.Array) -> jax.Array:
+    """k_i . k_j; the gradient of both sides in one product."""
+    return _products(precision, k, k)
+
+
+def _self_backward(precision, k, bar):
+    both = bar + bar.mT
+    return (jnp.einsum("...ij,...jk->...ik", both, k, precision=precision),)
+
+
+self_scores.defvjp(
+    lambda precision, k: (_products(precision, k, k), k), _self_backward
+)
+
+
+def _products(precision, x, y):
+    return jnp.einsum("...ik,...jk->...ij", x, y, precision=precision)
 
 
 def scalar_parts(plan, inputs, starts, *, sums=exact_sums, read_first=False):
@@ -84,10 +106,11 @@ def scalar_parts(plan, inputs, starts, *, sums=exact_sums, read_first=False):
     strictly = jnp.tri(size, k=-1, dtype=bool)
     strictly = strictly.reshape((1,) * (pairs.ndim - 2) + strictly.shape)
 
-    def scores(x):
-        return jnp.einsum("nbgik,nbgjk->nbgij", x, k, precision=plan.precision)[
-            :, :, :, None
-        ]
+    if a is k and sums is exact_sums:
+        reads = self_scores(plan.precision, k)
+    else:
+        reads = _products(plan.precision, a, k)
+    scores = _products(plan.precision, q, k)
 
     def of_keys(factor, x):
         """Factors [n,B,G,R,C] times [n,B,G,C,K]."""
@@ -95,8 +118,9 @@ def scalar_parts(plan, inputs, starts, *, sums=exact_sums, read_first=False):
 
     last = slice(plan.steps - 1, None, plan.steps)  # the step that is read
     parts = _delta_chunk.Parts(
-        lower=scores(a) * jnp.where(strictly, beta[..., None] * read_pairs, 0),
-        scores=scores(q) * pairs[..., last, :],
+        lower=reads[:, :, :, None]
+        * jnp.where(strictly, beta[..., None] * read_pairs, 0),
+        scores=scores[:, :, :, None] * pairs[..., last, :],
         targets=beta[..., None] * v,
         recall=of_keys(beta * read_head, a),
         queries=of_keys(head[..., last], q),

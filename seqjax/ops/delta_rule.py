@@ -69,10 +69,21 @@ def delta_rule(
 
     Raises:
       ValueError: a shape, dtype or option that does not fit.
+      NotImplementedError: `axis_name` with beta [B, T, H, V].
     """
     shapes = _delta.check_heads(_OP, q, k, v, initial_state, segment_ids)
-    shapes.bind("beta", beta, "B T H")
     rule = _delta.SCALAR
+    if log_decay is None and jnp.ndim(beta) == 4:
+        shapes.bind("beta", beta, "B T H V")
+        rule = _delta.VALUE
+        if axis_name is not None:
+            raise NotImplementedError(
+                f"{_OP}: axis_name={axis_name!r} needs beta [B, T, H]; with"
+                " beta [B, T, H, V] every value channel has a transition of"
+                " its own, too many to exchange: run it unsharded"
+            )
+    else:
+        shapes.bind("beta", beta, "B T H")
     if log_decay is not None and jnp.ndim(log_decay) == 4:
         shapes.bind("log_decay", log_decay, "B T H K")
         rule = _delta.CHANNEL

@@ -30,6 +30,7 @@ OPERATORS = (
     slots.LIGHTNET,
     slots.SLOTS,
     delta.DELTA,
+    delta.VALUE_DELTA,
     delta.GATED_DELTA,
     delta.PRODUCT,
     delta.COMBA,

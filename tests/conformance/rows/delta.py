@@ -125,6 +125,33 @@ DELTA = spec.Operator(
     faults=common.QKV_FAULTS | BETA_FAULTS,
 )
 
+
+def value_inputs(rng, B, T):
+    beta = common.f32(2 * rng.random((B, T, 4, 5)))
+    return delta_inputs(rng, B, T) | {"beta": beta}
+
+
+VALUE_DELTA = spec.Operator(
+    name="delta_rule_value_strengths",
+    function="delta_rule",
+    make_inputs=value_inputs,
+    oracle=delta.delta_rule,
+    make_state=common.head_state(4, 6, 5),
+    lengths=(1, 65, 130),
+    chunk_sizes=(16,),
+    table_lengths=(),
+    sharded=False,
+    hard=hard_keys,
+    golden=(
+        spec.Golden(
+            "delta_rule",
+            {n: n for n in ("q", "k", "v", "beta")},
+            cases=("beta_per_channel",),
+        ),
+    ),
+    faults=common.QKV_FAULTS,
+)
+
 GATED_DELTA = spec.Operator(
     name="delta_rule_scalar",
     function="delta_rule",
