@@ -16,6 +16,10 @@ operators = pytest.mark.parametrize(
 P = jax.sharding.PartitionSpec
 
 
+def _to_half(x):
+    return x.astype(jnp.bfloat16).astype(np.float32)
+
+
 @operators
 def test_half_precision_over_a_batch_axis(operator):
     """bfloat16, no state, no segments, defaults, remat, jit in jit, shard_map.
@@ -66,8 +70,25 @@ def test_half_precision_over_a_batch_axis(operator):
     assert result.state[0].dtype == state_dtype
     if operator.capacity_is_length:
         result = spec.Result(result.y, (), None, result.grads)
-    # gradients of parameters come back in bfloat16 as well
-    spec.check(result, expected, 5e-3)
+    # At most twice the error of the float32 algorithm on the same rounded
+    # inputs, its results rounded where ours are.
+    plain32 = runner.run(
+        operator,
+        exact.replace(ct_state=ct_state),
+        **runner.length_options(operator),
+    )
+    rounded = spec.Result(
+        _to_half(plain32.y),
+        kept and plain32.state,
+        None,
+        {name: _to_half(g) for name, g in plain32.grads.items()},
+    )
+    allowed = spec.errors(rounded, expected)
+    for name in operator.parameters:
+        # a few numbers, whose parts the devices add up in bfloat16
+        allowed[f"grad {name}"] = max(allowed[f"grad {name}"], 2**-9)
+    for name, error in spec.errors(result, expected).items():
+        assert error <= 2 * allowed[name] + 1e-6, (name, error, allowed[name])
     spec.check(
         spec.Result(expected.y, result.state),
         spec.Result(expected.y, expected.state),
