@@ -134,9 +134,14 @@ def lightnet_attention(
     known = ~recurrence.vanishes(state.z)
     z = jnp.where(known, state.z, 0)
     moved = jnp.where(known, jnp.exp(z - jax.lax.stop_gradient(z)), 0)
-    where = dict(segment_ids=segment_ids, axis_name=axis_name, form=form)
     total, final_total = linear_recurrence.linear_recurrence(
-        weight, log_decay, initial_state=moved, **where
+        weight,
+        log_decay,
+        initial_state=moved,
+        segment_ids=segment_ids,
+        axis_name=axis_name,
+        exchange=exchange,
+        form=form,
     )
     o, kv = _additive.additive(
         _OP,
@@ -148,10 +153,12 @@ def lightnet_attention(
         scale=_additive.check_scale(_OP, scale, shapes["K"]),
         initial=moved[..., None] * state.kv,
         options=_contract.Options(
-            **where,
-            exchange=exchange,
-            chunk_size=chunk_size if form == "chunk" else None,
-            implementation=implementation,
+            segment_ids,
+            axis_name,
+            exchange,
+            form,
+            chunk_size if form == "chunk" else None,
+            implementation,
         ),
         dtype=dtype,
     )
