@@ -5,22 +5,27 @@
 
 x, B and C pass a short convolution with bias and silu; dt = softplus(. + b) and
 A = -exp(A_log) are float32.  Note the order of the last step: gate, then norm.
+Descendants differ there, in biases and in bounds of dt, hence the options.
 State H*P*N + (W-1)*(H*P + 2*G*N) numbers a row, cost O(P*N) per token and head;
 the largest state of the mixers here, recall grows with N.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from seqjax import ops
+from seqjax.layers import fields
 from seqjax.layers import initializers
 from seqjax.layers import mixer
 from seqjax.layers import norms
 from seqjax.layers import short_convolution
+
+Norm = Literal["gate_first", "norm_first", "none"]
 
 
 class Mamba2State(NamedTuple):
@@ -39,6 +44,11 @@ class Mamba2(mixer.Mixer):
       state_size: N.
       groups: G; heads of a group share B and C, and the norm is per group.
       conv_width: W, tokens the convolution sees, the current one included.
+      conv_bias: whether the convolution has a bias.
+      use_bias: whether the projections in and out have one.
+      norm: rms(y * silu(z)), rms(y) * silu(z) or y * silu(z).
+      norm_groups: groups of channels that are normalised apart; None for G.
+      step_range: dt is kept between these numbers, which may be 0 and inf.
     """
 
     heads: int
@@ -46,6 +56,11 @@ class Mamba2(mixer.Mixer):
     state_size: int = 128
     groups: int = 1
     conv_width: int = 4
+    conv_bias: bool = True
+    use_bias: bool = False
+    norm: Norm = "gate_first"
+    norm_groups: int | None = None
+    step_range: tuple[float, float] = (0.0, math.inf)
 
     @nn.nowrap
     def _channels(self) -> tuple[int, int]:
@@ -86,7 +101,7 @@ class Mamba2(mixer.Mixer):
         uniform = initializers.fan_in_uniform(width)
         zxbc = nn.Dense(
             2 * inner + 2 * shared,
-            use_bias=False,
+            use_bias=self.use_bias,
             dtype=self.dtype,
             kernel_init=uniform,
             name="in",
@@ -99,9 +114,9 @@ class Mamba2(mixer.Mixer):
             bias_init=initializers.inverse_softplus_step(),
             name="dt",
         )(x)
-        dt = jax.nn.softplus(dt)
+        dt = jnp.clip(jax.nn.softplus(dt), *self.step_range)
         convolve = short_convolution.ShortConvolution(
-            self.conv_width, True, self.axis_name, name="conv"
+            self.conv_width, self.conv_bias, self.axis_name, name="conv"
         )
         xbc, conv = convolve(
             xbc, None if state is None else state.conv, segment_ids
@@ -126,12 +141,10 @@ class Mamba2(mixer.Mixer):
             segment_ids=segment_ids,
             axis_name=self.axis_name,
         )
-        y = norms.GatedRMSNorm(
-            gate_first=True, groups=self.groups, eps=self.eps, name="norm"
-        )(y.reshape(z.shape), z)
+        y = self._gated(y.reshape(z.shape), z)
         y = nn.Dense(
             width,
-            use_bias=False,
+            use_bias=self.use_bias,
             dtype=self.dtype,
             kernel_init=initializers.scaled(
                 initializers.fan_in_uniform(inner), self.residual_scale
@@ -139,6 +152,17 @@ class Mamba2(mixer.Mixer):
             name="out",
         )(y)
         return y, Mamba2State(conv, memory)
+
+    def _gated(self, y: jax.Array, z: jax.Array) -> jax.Array:
+        if self.norm == "none":
+            return y * nn.silu(z)
+        norm = norms.GatedRMSNorm(
+            gate_first=self.norm == "gate_first",
+            groups=self.norm_groups or self.groups,
+            eps=self.eps,
+            name="norm",
+        )
+        return norm(y, z)
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -151,6 +175,12 @@ class Mamba2Options(mixer.Options):
       state_size: N.
       groups: G, groups of heads that share B and C.
       conv_width: tokens the short convolution sees.
+      conv_bias: whether it has a bias.
+      use_bias: whether the projections in and out have one.
+      norm: rms(y * silu(z)), rms(y) * silu(z), or y * silu(z) for "none".
+      norm_groups: groups of channels that are normalised apart; None for G.
+      smallest_step: lower bound of the time step.
+      largest_step: its upper bound; None for none.
     """
 
     expand: float = 2.0
@@ -158,6 +188,12 @@ class Mamba2Options(mixer.Options):
     state_size: int = 128
     groups: int = 1
     conv_width: int = 4
+    conv_bias: bool = True
+    use_bias: bool = False
+    norm: Norm = "gate_first"
+    norm_groups: int | None = None
+    smallest_step: float = fields.bounded(0.0, 0.0)
+    largest_step: float | None = None
 
     def check(self, host: mixer.Host, path: str) -> None:
         """Raises ValueError naming the field by its path."""
@@ -174,6 +210,16 @@ class Mamba2Options(mixer.Options):
                 f"{path}groups must divide the number of heads, {heads} "
                 f"({path}expand * width / {path}head_dim), got {self.groups}"
             )
+        if inner % (self.norm_groups or self.groups):
+            raise ValueError(
+                f"{path}norm_groups must divide {path}expand * width, {inner},"
+                f" got {self.norm_groups}"
+            )
+        if self.largest_step and self.largest_step < self.smallest_step:
+            raise ValueError(
+                f"{path}largest_step must be at least {path}smallest_step, "
+                f"got {self.largest_step} and {self.smallest_step}"
+            )
 
     def build(self, host: mixer.Host, **module: Any) -> Mamba2:
         """The layer."""
@@ -183,6 +229,11 @@ class Mamba2Options(mixer.Options):
             self.state_size,
             self.groups,
             self.conv_width,
+            self.conv_bias,
+            self.use_bias,
+            self.norm,
+            self.norm_groups,
+            (self.smallest_step, self.largest_step or math.inf),
             **self.common(host),
             **module,
         )

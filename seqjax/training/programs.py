@@ -15,6 +15,7 @@ from seqjax import models
 from seqjax.parallel import mesh as mesh_lib
 from seqjax.parallel import sharding
 from seqjax.training import config as config_lib
+from seqjax.training import flags
 from seqjax.training import optimizer as optimizer_lib
 from seqjax.training import progress as progress_lib
 from seqjax.training import state as state_lib
@@ -48,6 +49,12 @@ class Programs:
             self.model, self._optimizer, config.seed
         )
         self.abstract_state = state_lib.abstract(self._init, self.mesh, rules)
+        try:
+            optimizer_lib.check_trained(
+                config.optimizer, self.abstract_state.params
+            )
+        except ValueError as error:
+            raise flags.ConfigError(str(error)) from error
         self._batch_sharding = sharding.batch_sharding(self.mesh)
         shape = (config.data.batch_size, config.data.sequence_length)
         self._abstract_batch = {

@@ -80,7 +80,7 @@ def make_train_step(
 
         def loss_fn(params: Any, part: Batch, index: jax.Array) -> jax.Array:
             logits, _ = model.apply(
-                params,
+                optimizer_lib.freeze(config.optimizer, params),
                 part["inputs"],
                 segment_ids=part["segment_ids"],
                 rngs={"dropout": jax.random.fold_in(key, index)},

@@ -89,20 +89,33 @@ def _simple_gla(p, x):
     return _out(o, p["out"]["kernel"])
 
 
-def _mamba2(p, x):
+def _mamba2(p, x, norm="gate_first"):
     inner, shared = 4 * 4, 2 * 3
-    zxbc = x @ p["in"]["kernel"]
+    zxbc = x @ p["in"]["kernel"] + p["in"].get("bias", 0)
     z, xbc = zxbc[..., :inner], zxbc[..., inner:]
-    xbc = _conv(xbc, p["conv"]["weight"], p["conv"]["bias"])
+    xbc = _conv(xbc, p["conv"]["weight"], p["conv"].get("bias", 0))
     u = xbc[..., :inner].reshape(B, T, 4, 4)
     b = xbc[..., inner : inner + shared].reshape(B, T, 2, 3).repeat(2, 2)
     c = xbc[..., inner + shared :].reshape(B, T, 2, 3).repeat(2, 2)
     dt = np.log1p(np.exp(x @ p["dt"]["kernel"] + p["dt"]["bias"]))
+    if norm != "gate_first":
+        dt = np.clip(dt, 0.5, 1.5)
     y = _recur(c, b, dt[..., None] * u, -dt * np.exp(p["A_log"]), 1.0)
     y = y + p["D"][:, None] * u
-    y = y.reshape(B, T, inner) * _silu(z)
-    y = _rms(y.reshape(B, T, 2, -1)).reshape(B, T, inner)
-    return y * p["norm"]["scale"] @ p["out"]["kernel"]
+    y = y.reshape(B, T, inner)
+    if norm == "gate_first":
+        y = _rms((y * _silu(z)).reshape(B, T, 2, -1)).reshape(B, T, inner)
+        return y * p["norm"]["scale"] @ p["out"]["kernel"]
+    if norm == "norm_first":
+        y = _rms(y) * p["norm"]["scale"]
+    return y * _silu(z) @ p["out"]["kernel"] + p["out"]["bias"]
+
+
+def _mamba2_variant(norm, **options):
+    layer = layers.Mamba2(
+        4, 4, 3, 2, use_bias=True, norm=norm, step_range=(0.5, 1.5), **options
+    )
+    return layer, functools.partial(_mamba2, norm=norm)
 
 
 def _attention(gate, p, x):
@@ -137,6 +150,8 @@ CASES = {
     ),
     "simple_gla": (layers.SimpleGLA(H, K), _simple_gla),
     "mamba2": (layers.Mamba2(4, 4, 3, groups=2), _mamba2),
+    "mamba2_norm_first": _mamba2_variant("norm_first", norm_groups=1),
+    "mamba2_no_norm": _mamba2_variant("none", conv_bias=False),
     "attention": _softmax("none"),
     "headwise": _softmax("headwise"),
     "elementwise": _softmax("elementwise"),

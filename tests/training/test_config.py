@@ -44,7 +44,7 @@ from tests.training import tiny
         (
             "model.pattern",
             "GLA,attention",
-            ["'GLA'", "nearest is 'simple_gla'"],
+            ["'GLA'", "nearest is 'gla'"],
         ),
         ("model.heads", "3", ["model.width must", "model.heads=3"]),
         ("model.dtype", "float31", ["float31", "float32"]),
