@@ -90,19 +90,27 @@ class Plan(NamedTuple):
     precision: jax.lax.Precision
 
 
-# Chunks and heads a scan step should hold, see benchmarks.operators.
-_PRODUCTS = 128
-
-
 def make_plan(
-    rule, v, *, chunk_size: int, steps: int = 1, scale, dtype, precision
+    rule,
+    v,
+    *,
+    chunk_size: int,
+    products: int,
+    steps: int = 1,
+    scale,
+    dtype,
+    precision,
 ) -> Plan:
-    """Chooses the group of chunks for values [B, T * steps, H, V]."""
+    """Chooses the group of chunks for values [B, T * steps, H, V].
+
+    A group holds about `products` chunks times heads: enough to keep the cores
+    busy, few enough for their caches.
+    """
     batch, length, heads, _ = v.shape
     length //= steps
     chunk_size = min(chunk_size, _contract.round_up(max(length, 1), 16))
     chunks = math.ceil(length / chunk_size)
-    target = max(1, _PRODUCTS // max(1, batch * heads))
+    target = max(1, products // max(1, batch * heads))
     return Plan(
         rule,
         chunk_size,

@@ -56,7 +56,7 @@ def dplr_delta_rule(
       exchange: "all_gather" or None, with `axis_name` only.
       form: "recurrent", "chunk", "parallel", or None: recurrent up to T = 4,
         else chunk.  Chunk is differentiable once, in reverse mode.
-      chunk_size: tokens a chunk, default 64; implies form="chunk".
+      chunk_size: tokens a chunk, default 32; implies form="chunk".
       implementation: "xla", a list of names, or None for the best available.
       state_dtype: of the returned state, default float32 (float64).
 
