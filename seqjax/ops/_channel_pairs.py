@@ -12,9 +12,10 @@ and y * leave (rows of first halves), of which the blocks on the diagonal count.
 Time O(C (C log C) K) in products of C/2 x C/2 matrices, log2 C of them, and
 O(C log C K) elementwise, with one exp a token and channel.
 
-What an operator on the delta rule needs: call `channel_inside` with its reading
-vectors (q and k, say) stacked in `x`; it may be differentiated by `jax.vjp`
-inside a step that recomputes, nothing but its arguments has to be kept.
+Operators on the delta rule call `channel_inside` once for each of their reading
+vectors; it may be differentiated by `jax.vjp` inside a step that recomputes,
+nothing but its arguments has to be kept.  (Two vectors stacked in `x` cost less,
+but the compiler of JAX 0.10.2 crashes on the gradient of some such shapes.)
 """
 
 import functools

@@ -18,7 +18,7 @@ from seqjax.ops import _delta_value
 from seqjax.ops import _dispatch
 from seqjax.parallel import sequence
 
-# Measured on two CPU cores, B1 H4 K=V=64.
+# That of the additive rule, where it was measured (see `_additive`).
 RECURRENT_UP_TO = 4
 
 
