@@ -11,6 +11,8 @@ from seqjax.models import language_model
 from seqjax.models import mixers
 
 _DECAYED = ("kernel", "embedding", "unembedding", "weight")
+# What a token is multiplied with; B and C are S5's.
+_MATRICES = ("kernel", "weight", "mix_out_kernel", "B", "C")
 
 
 def abstract_parameters(config: config_lib.LanguageModelConfig) -> Any:
@@ -64,7 +66,7 @@ def flops_per_token(
         [
             leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-            if path[-1].key in ("kernel", "weight")
+            if path[-1].key in _MATRICES
         ]
     )
     matrices += config.vocab_size * config.width

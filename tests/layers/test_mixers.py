@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from seqjax import layers
+from seqjax import models
+from seqjax.layers import mixer
 
 B, T, D, H, K = 2, 7, 12, 2, 4
 
@@ -216,12 +218,19 @@ def test_sharded_over_time_equals_whole():
     )
 
 
-@pytest.mark.parametrize("name", ["retnet", "lightning", "mamba2"])
-def test_axis_name_reaches_the_operator(name):
-    layer = CASES[name][0].clone(axis_name="seq")
-    x = jnp.zeros((B, 16, D))
+NAMES = set(models.LanguageModelConfig.pattern_names())
+
+
+# Softmax attention refuses axis_name itself.
+@pytest.mark.parametrize("name", sorted(NAMES - {"attention"}))
+def test_axis_name_reaches_every_operator(name):
+    """Of the mixers as a model makes them; nothing is computed."""
+    options = models.LanguageModelConfig().options(name)
+    host = mixer.Host(64, 2, 2, axis_name="seq")
+    layer = options.build(host)
+    x = jnp.zeros((B, 16, 64))
     ids = jnp.zeros((B, 16), jnp.int32)
-    extra = (ids, ids) if name == "retnet" else (ids,)
+    extra = (ids, ids) if "positions" in options.needs else (ids,)
     params = jax.eval_shape(
         layer.clone(axis_name=None).init, jax.random.key(0), x
     )
