@@ -14,8 +14,8 @@ O(C log C K) elementwise, with one exp a token and channel.
 
 Operators on the delta rule call `channel_inside` once for each of their reading
 vectors; it may be differentiated by `jax.vjp` inside a step that recomputes,
-nothing but its arguments has to be kept.  (Two vectors stacked in `x` cost less,
-but the compiler of JAX 0.10.2 crashes on the gradient of some such shapes.)
+nothing but its arguments has to be kept.  (Two vectors stacked in `x` cost
+less, but JAX 0.10.2 crashes compiling the gradient of some such shapes.)
 """
 
 import functools
