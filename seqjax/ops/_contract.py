@@ -163,11 +163,26 @@ def check_state_dtype(op: str, state_dtype, accumulate, name="state_dtype"):
             f"{op}: {name} must be one of {', '.join(FLOATS)} or None, "
             f"got {came}"
         )
+    check_available(op, name, dtype)
     return dtype
+
+
+def check_available(op: str, name: str, dtype) -> None:
+    """Refuses a dtype that JAX would narrow in silence."""
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            f"{op}: {name} is {dtype.name}, which JAX narrows unless 64-bit"
+            " numbers are on; set jax_enable_x64, or leave it out"
+        )
 
 
 def check_scale(op: str, scale, key_width: int) -> float:
     """The scale of q: K**-0.5 unless a finite Python number is given."""
+    if scale is None and key_width == 0:
+        raise ValueError(
+            f"{op}: K must be at least 1 for the default scale K**-0.5, got 0;"
+            " give scale"
+        )
     if scale is None:
         return key_width**-0.5
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
@@ -258,6 +273,11 @@ def check_axis(
                 "along which time is sharded"
             )
         return
+    if not isinstance(axis_name, str):
+        raise ValueError(
+            f"{op}: axis_name must be the name of a mesh axis or None, got"
+            f" {axis_name!r}"
+        )
     if form == "parallel":
         raise ValueError(
             f"{op}: form='parallel' cannot run with axis_name={axis_name!r};"

@@ -188,10 +188,12 @@ def _check_state_dtype(state_dtype, dtype):
         return _contract.check_state_dtype(_OP, state_dtype, dtype)
     if state_dtype is None:
         return dtype
-    name = jnp.dtype(state_dtype).name
-    if name not in ("complex64", "complex128"):
+    known = [jnp.dtype(name) for name in ("complex64", "complex128")]
+    chosen = [x for x in known if x == state_dtype]
+    if not chosen:
         raise ValueError(
             f"{_OP}: state_dtype must be complex64, complex128 or None where x"
-            f" is complex, got {name}"
+            f" is complex, got {state_dtype!r}"
         )
-    return jnp.dtype(state_dtype)
+    _contract.check_available(_OP, "state_dtype", chosen[0])
+    return chosen[0]

@@ -102,3 +102,33 @@ def test_forward_mode_through_chunks_is_refused_and_elsewhere_right():
         derivative("chunk")
     y, slope = derivative("parallel")
     np.testing.assert_allclose(slope, 2 * y, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"state_dtype": "float64"}, "float64, which JAX narrows unless"),
+        ({"state_dtype": "wide"}, "state_dtype must be one of .* got 'wide'"),
+        ({"axis_name": 5}, "axis_name must be the name of a mesh axis"),
+        (
+            {"q": np.ones((2, 3, 1, 0)), "k": np.ones((2, 3, 1, 0))},
+            "K must be at least 1 for the default scale",
+        ),
+    ],
+)
+def test_delta_rule_names_what_it_refuses(changes, message):
+    token = np.ones((2, 3, 1, 4), np.float32)
+    inputs = {"q": token, "k": token, "v": token, "beta": token[..., 0]}
+    changes = {
+        name: x.astype(np.float32) if isinstance(x, np.ndarray) else x
+        for name, x in changes.items()
+    }
+    with pytest.raises(ValueError, match=message):
+        ops.delta_rule(**{**inputs, **changes})
+
+
+@pytest.mark.parametrize("dtype", ["wide", "float32", "complex128"])
+def test_complex_states_stay_complex(dtype):
+    x = X.astype(np.complex64)
+    with pytest.raises(ValueError, match="state_dtype"):
+        ops.linear_recurrence(x, -X, state_dtype=dtype)
