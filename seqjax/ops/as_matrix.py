@@ -46,24 +46,35 @@ def as_matrix(
         scale; checked by the operator itself.
 
     Returns:
-      M float32 (float64), M[..., i, j] the weight of token j in output i:
-      [B, H, T, T] for operators with heads; [B, D, T, T] (all channel axes of
-      x) for elementwise ones; [B, H, V, T, T] for `delta_rule` with a beta for
-      each value channel; [B, H, T, T n] for n sub-steps a token.
+      M float32 (float64 for float64 values; complex64 or complex128 for a
+      complex `linear_recurrence`), M[..., i, j] the weight of token j in output
+      i: [B, H, T, T] for operators with heads; [B, D, T, T] (all channel axes
+      of x) for elementwise ones; [B, H, V, T, T] for `gated_delta_rule_2`, and
+      for `delta_rule` with a beta for each value channel; [B, H, T, T n] for n
+      sub-steps a token.
 
     Raises:
       ValueError: T > 512, an operator without values, or an option under which
         it is not linear in them.
     """
-    name, arguments = _bind(op, inputs, options)
-    values = jnp.asarray(arguments.pop(name))
+    name, arguments, preset = _bind(op, inputs, options)
+    values = arguments.pop(name)
+    if not hasattr(values, "dtype") or not hasattr(values, "shape"):
+        came = "None" if values is None else type(values).__name__
+        raise ValueError(
+            f"{_OP}: {name} must be an array [B, T, ...], got {came}; of its"
+            " entries none matters, so zeros will do"
+        )
     if values.ndim < 3:
         raise ValueError(
             f"{_OP}: {name} must be [B, T, ...] with at least three axes, got"
             f" shape {values.shape}"
         )
     columns = values.shape[1]
-    length = _length(arguments, values)
+    known = preset | arguments
+    # T is that of the values, or less with several sub-steps a token.
+    reads = _shape(known.get("q"))
+    length = reads[1] if len(reads) > 1 else columns
     if length > _LONGEST:
         raise ValueError(
             f"{_OP}: T must be at most {_LONGEST}, got {length}: the matrix"
@@ -73,7 +84,7 @@ def as_matrix(
         raise ValueError(f"{_OP}: {name} must be floats, got {values.dtype}")
     dtype = jnp.promote_types(values.dtype, jnp.float32)
     run = functools.partial(_run, op, name, arguments)
-    apart = any(jnp.ndim(arguments.get(n, 0)) == 4 for n in _PER_CHANNEL)
+    apart = any(len(_shape(known.get(n))) == 4 for n in _PER_CHANNEL)
     if (
         values.ndim == 4
         and not apart
@@ -97,41 +108,56 @@ def _run(op, name, arguments, values):
 
 
 def _bind(op, inputs, options):
-    """The name of the values, and all arguments by name."""
+    """The name of the values; what came and what was preset, by name."""
     try:
-        signature = inspect.signature(op)
-        bound = signature.bind(*inputs, **options)
+        arguments = _by_name(op, inspect.signature(op).bind, inputs, options)
+        preset = {}
+        if isinstance(op, functools.partial):
+            bind = inspect.signature(op.func).bind_partial
+            preset = _by_name(op.func, bind, op.args, op.keywords)
     except TypeError as error:
         raise ValueError(
             f"{_OP}: the inputs do not fit {_name(op)}: {error}"
         ) from error
-    arguments = {n: x for n, x in bound.arguments.items() if x is not None}
-    preset = op.keywords if isinstance(op, functools.partial) else {}
+    known = preset | arguments
     for name, why in _NOT_LINEAR.items():
-        given = arguments.get(name, preset.get(name))
-        if given is not None:
+        if known.get(name) is not None:
             raise ValueError(
                 f"{_OP}: {name} {why}, so there is no matrix; leave it out"
             )
     for name in _FIXED:
-        if arguments.get(name, preset.get(name)) is not None:
+        if known.get(name) is not None:
             raise ValueError(
                 f"{_OP}: {name} has no place here: the matrix is made on one"
                 " device and has no state"
             )
     for name in ("v", "x"):
         if name in arguments:
-            return name, arguments
+            return name, arguments, preset
+    for name in ("v", "x"):
+        if name in preset:
+            raise ValueError(
+                f"{_OP}: {name} must come beside {_name(op)}, got it bound in"
+                " the partial; unit values take its place, so bind the rest"
+            )
     raise ValueError(
         f"{_OP}: {_name(op)} has no values v or x in which it is linear; its"
-        f" inputs are {', '.join(arguments)}"
+        f" inputs are {', '.join(known)}"
     )
 
 
-def _length(arguments, values):
-    """T: that of the values, or less with several sub-steps a token."""
-    q = arguments.get("q")
-    return values.shape[1] if q is None else jnp.shape(q)[1]
+def _by_name(op, bind, inputs, options):
+    """Arguments by name, those that `**rest` takes among them."""
+    arguments = dict(bind(*inputs, **options).arguments)
+    for name, parameter in inspect.signature(op).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    return arguments
+
+
+def _shape(x):
+    """() for what is no array: the operator refuses it in its own words."""
+    return getattr(x, "shape", ())
 
 
 def _name(op):

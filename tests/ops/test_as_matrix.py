@@ -132,6 +132,33 @@ def test_half_precision_inputs_give_a_float32_matrix():
     assert spec.error(M, np.tril(exact)) <= 1e-6
 
 
+@pytest.mark.parametrize("positional", [False, True])
+def test_bound_arguments_count_as_given(positional):
+    """As many value channels as tokens: the shapes alone tell nothing."""
+    rng = np.random.default_rng(4)
+    q, k, v = qkv(rng, T=3, H=1, V=3)
+    beta = jnp.float32(rng.random(v.shape))
+    expected = ops.as_matrix(ops.delta_rule, q, k, v, beta)
+    assert expected.shape == (1, 1, 3, 3, 3)
+    if positional:
+        op = functools.partial(ops.delta_rule, q, k)
+        got = ops.as_matrix(op, v, beta)
+    else:
+        got = ops.as_matrix(
+            functools.partial(ops.delta_rule, beta=beta), q, k, v
+        )
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_bound_queries_tell_the_length():
+    q, k, v = (jnp.zeros((1, n, 1, 2)) for n in (300, 600, 600))
+    op = functools.partial(
+        ops.gated_delta_product, q, num_householder=2, beta=k[..., 0]
+    )
+    shape = jax.eval_shape(functools.partial(ops.as_matrix, op), k, v).shape
+    assert shape == (1, 1, 300, 600)
+
+
 def refused(argument, came, *inputs, op=ops.linear_attention, **options):
     with pytest.raises(ValueError) as caught:
         ops.as_matrix(op, *inputs, **options)
@@ -156,3 +183,15 @@ def test_what_has_no_matrix_is_refused():
     refused("do not fit", "colour", q, k, v, colour=3)
     refused("v", "int32", q, k, v.astype(jnp.int32))
     refused("v", "(1, 12)", q, k, v[:, :, 0, 0])
+    refused("v must be an array", "None", q, k, None)
+    refused("v must be an array", "str", q, k, "v")
+    refused("q must be an array", "None", None, k, v)
+    refused("q must be an array", "str", "q", k, v)
+    refused("k must have shape", "(12,)", q, k[0, :, 0, 0], v)
+    bound = functools.partial(ops.linear_attention, v=v)
+    refused("v must come beside", "bound", q, k, op=bound)
+
+    def rest(q, k, v, **rest):
+        return ops.linear_attention(q, k, v, **rest)
+
+    refused("initial_state", "no matrix", q, k, v, op=rest, initial_state=state)
