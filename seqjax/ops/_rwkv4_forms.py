@@ -143,9 +143,21 @@ def _power(log_decay, times):
     return jnp.where(times > 0, times * finite, 0)
 
 
+def _maximum(logits, old):
+    """The largest along axis -2 and `old`; of equals the oldest, as `_step`.
+
+    Its derivative goes by the index.  That of jnp.max compares the logits with
+    their maximum, which a compiler that computes them twice makes unequal.
+    """
+    top = jnp.argmax(logits, axis=-2, keepdims=True)
+    chosen = jax.lax.broadcasted_iota(top.dtype, logits.shape, logits.ndim - 2)
+    largest = jnp.sum(jnp.where(chosen == top, logits, 0), axis=-2)
+    return jnp.where(old >= largest, old, largest)
+
+
 def _average(logits, old, v, initial, subscripts):
     """Weighted average, and its parts, of tokens along axis -2 and a state."""
-    m = jnp.maximum(jnp.max(logits, axis=-2), old)
+    m = _maximum(logits, old)
     safe = jnp.where(m == -jnp.inf, 0, m)
     weights = jnp.exp(logits - jnp.expand_dims(safe, -2))
     old = jnp.exp(old - safe)
@@ -165,7 +177,8 @@ def chunked(chunk_size: int, k, v, log_decay, bonus, real, starts, initial):
 
     Args:
       chunk_size: tokens whose states the backward pass makes again at once.
-      k: [B, T, D], finite, this and all floats in the accumulation dtype.
+      k: [B, T, D], finite, at most 1e9 / T in float32 (see `rwkv4`); this and
+        all floats in the accumulation dtype.
       v: [B, T, D].
       log_decay: [D].
       bonus: [D].

@@ -44,9 +44,15 @@ def rwkv4(
 ) -> tuple[jax.Array, RWKV4State]:
     """Average of values with weights exp(k) that decay, the newest one apart.
 
+    The running maximum is rounded at every token, and num and den carry what it
+    loses: a factor of up to exp(K eps / 2), K the largest |k| or |max|.  Where
+    the maximum only decays, no new k near it, these multiply up.  The sums keep
+    in range up to K T = 1e9 (float64: 1e17); beyond, num and den can overflow
+    or vanish, and o and the gradients be NaN.
+
     Args:
       k: [B, T, D] float16, bfloat16, float32 or (all inputs) float64: logarithm
-        of the weights, finite and of any size.
+        of the weights, finite; see above for how large.
       v: [B, T, D].
       log_decay: [D], natural logarithm of the decay a token, <= 0, -inf
         allowed; -exp(time_decay) in RWKV's checkpoints.
