@@ -166,6 +166,44 @@ def test_sharded_equals_whole(check_vma):
         assert spec.error(a, b) <= 2e-6
 
 
+def test_the_gate_at_padding_reaches_nothing():
+    inputs, ids = problem()
+
+    def run(gate, *inputs):
+        return ops.bidirectional(
+            scan, *inputs, combine="gate", gate=gate, segment_ids=ids
+        )
+
+    @jax.jit
+    def both(gate):
+        y, pull = jax.vjp(run, gate, *inputs)
+        return y, pull(jnp.cos(jnp.where(ids[..., None, None] < 0, 0, y)))
+
+    y, grads = both(jnp.where(ids[..., None] < 0, jnp.nan, GATE))
+    expected = both(jnp.where(ids[..., None] < 0, 0.5, GATE))
+    for a, b in zip(
+        jax.tree.leaves((y, grads)), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert not np.asarray(y)[ids < 0].any()
+    assert not np.asarray(grads[0])[ids < 0].any()
+
+
+def test_every_id_is_a_document():
+    inputs, ids = problem()
+    large = np.where(ids == 9, 2**31 - 1, ids).astype(np.int32)
+    run = jax.jit(lambda ids: ops.bidirectional(scan, *inputs, segment_ids=ids))
+    np.testing.assert_array_equal(run(large), run(ids))
+
+
+def test_no_tokens_give_no_output():
+    inputs = [jnp.zeros((2, 0, 2, n)) for n in (4, 4, 3)]
+    ids = jnp.zeros((2, 0), jnp.int32)
+    for chosen in (None, ids):
+        y = ops.bidirectional(ops.retention, *inputs, segment_ids=chosen)
+        assert y.shape == (2, 0, 2, 3)
+
+
 def refused(argument, came, *inputs, op=ops.linear_attention, **options):
     with pytest.raises(ValueError) as caught:
         ops.bidirectional(op, *inputs, **options)
@@ -186,3 +224,31 @@ def test_what_makes_no_sense_is_refused():
     ):
         op = functools.partial(ops.linear_attention, **{name: value})
         refused(name, "bound", q, k, v, op=op)
+
+
+def test_arrays_that_do_not_fit_are_refused():
+    (q, k, v, _), ids = problem()
+    refused("op", "NoneType", q, k, v, op=None)
+    refused("input 0", "float", 1.0, k, v)
+    refused("input 1", "list", q, [1.0], v)
+    refused("input 0", "(3,)", jnp.zeros(3))
+    empty = jnp.zeros((2, 0, 2, 4))
+    refused("input 1", "(2, 24, 2, 4)", empty, k, v)
+    refused("segment_ids", "(2, 23)", q, k, v, segment_ids=ids[:, 1:])
+    refused("segment_ids", "list", q, k, v, segment_ids=[[0] * T] * 2)
+    refused("segment_ids", "float32", q, k, v, segment_ids=np.float32(ids))
+    refused("backward_inputs", "ndarray", q, k, v, backward_inputs=q)
+    refused("backward_inputs[2]", "None", q, k, v, backward_inputs=(q, k, None))
+    turned = (q, k, v[..., :2])
+    refused(
+        "backward_inputs[2]", "(2, 24, 2, 2)", q, k, v, backward_inputs=turned
+    )
+    for gate, came in (
+        (0.5, "float"),
+        (ids, "int32"),
+        (jnp.ones(T), "(24,)"),
+        (jnp.ones((5, T)), "(5, 24)"),
+        (jnp.ones((2, T, 3)), "(2, 24, 3)"),
+        (jnp.ones((2, T, 2, 3, 1)), "(2, 24, 2, 3, 1)"),
+    ):
+        refused("gate", came, q, k, v, combine="gate", gate=gate)
