@@ -31,15 +31,17 @@ def elu_plus_one(x: jax.Array) -> jax.Array:
       x: [..., K].
 
     Returns:
-      [..., K], positive: exp(x) below 0, x + 1 above.
+      [..., K], positive until exp underflows: exp(x) up to 0, x + 1 above.
     """
-    x = _wide(x)
-    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+    x = _wide("elu_plus_one", x)
+    above = x > 0
+    # Not of the minimum of x and 0, which halves the gradient at 0.
+    return jnp.where(above, x + 1, jnp.exp(jnp.where(above, 0, x)))
 
 
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0): [..., K] to [..., K]."""
-    return jax.nn.relu(_wide(x))
+    return jax.nn.relu(_wide("relu", x))
 
 
 def taylor(x: jax.Array) -> jax.Array:
@@ -53,8 +55,11 @@ def taylor(x: jax.Array) -> jax.Array:
     Returns:
       [..., K (K + 1) / 2 + K + 1]: 1, x / K^(1/4), x_i^2 / sqrt(2 K), and
       x_i x_j / sqrt(K) for i < j, row by row.
+
+    Raises:
+      ValueError: K = 0, of which there is no scale.
     """
-    x = _wide(x)
+    x = _wide("taylor", x, 1)
     width = x.shape[-1]
     return jnp.concatenate(
         [
@@ -79,8 +84,11 @@ def square(x: jax.Array) -> jax.Array:
 
     Returns:
       [..., K (K + 1) / 2]: x_i^2 / sqrt(K), and x_i x_j sqrt(2 / K) for i < j.
+
+    Raises:
+      ValueError: K = 0, of which there is no scale.
     """
-    x = _wide(x)
+    x = _wide("square", x, 1)
     parts = [x * x, math.sqrt(2) * _products(x)]
     return jnp.concatenate(parts, axis=-1) * x.shape[-1] ** -0.5
 
@@ -97,9 +105,14 @@ def dpfp(x: jax.Array, *, nu: int = 1) -> jax.Array:
       modulo 2 K.
 
     Raises:
-      ValueError: nu is not in 1 .. 2 K - 1.
+      ValueError: nu is no int in 1 .. 2 K - 1.
     """
-    x = _wide(x)
+    x = _wide("dpfp", x, 1)
+    if isinstance(nu, bool) or not isinstance(nu, int):
+        raise ValueError(
+            f"dpfp: nu must be an int, got {nu!r}: it counts the neighbours of"
+            " a channel"
+        )
     if not 1 <= nu < 2 * x.shape[-1]:
         raise ValueError(
             f"dpfp: nu must be in 1 .. {2 * x.shape[-1] - 1} (2 K - 1), got"
@@ -120,7 +133,8 @@ def t2r(x: jax.Array, weight: jax.Array) -> jax.Array:
     Returns:
       [..., F].
     """
-    return jax.nn.relu(_linear(_wide(x), weight, None))
+    x = _wide("t2r", x, 0)
+    return jax.nn.relu(_linear("t2r", x, {"weight": weight}))
 
 
 def hadamard(
@@ -142,8 +156,15 @@ def hadamard(
     Returns:
       [..., F].
     """
-    x = _wide(x)
-    return _linear(x, weight1, bias1) * _linear(x, weight2, bias2)
+    x = _wide("hadamard", x, 0)
+    first = _linear("hadamard", x, {"weight1": weight1}, {"bias1": bias1})
+    second = _linear("hadamard", x, {"weight2": weight2}, {"bias2": bias2})
+    if first.shape != second.shape:
+        raise ValueError(
+            "hadamard: weight1 and weight2 must both be [F, K], got shapes"
+            f" {tuple(weight1.shape)} and {tuple(weight2.shape)}"
+        )
+    return first * second
 
 
 def hedgehog(
@@ -159,24 +180,62 @@ def hedgehog(
     Returns:
       [..., 2 F], positive, summing to 1.
     """
-    y = 2 * _linear(_wide(x), weight, bias)
+    x = _wide("hedgehog", x, 0)
+    y = 2 * _linear("hedgehog", x, {"weight": weight}, {"bias": bias})
     return jax.nn.softmax(jnp.concatenate([y, -y], axis=-1), axis=-1)
 
 
-def _wide(x):
+def _wide(function, x, least=None):
+    """x in float32 or float64, its last axis K at least `least` if given."""
+    _floats(function, "x", x, "[..., K]")
+    if least is not None and (not x.shape or x.shape[-1] < least):
+        raise ValueError(
+            f"{function}: x must have shape [..., K] with K at least {least},"
+            f" got shape {tuple(x.shape)}"
+        )
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _linear(x, weight, bias):
+def _floats(function, name, x, shape):
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        came = "None" if x is None else type(x).__name__
+        raise ValueError(
+            f"{function}: {name} must be an array of shape {shape}, got {came}"
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{function}: {name} must be floats, got {x.dtype}; cast it"
+        )
+
+
+def _linear(function, x, weights, biases=None):
+    """W x + b, each given by its name; a bias may be None."""
+    ((name, weight),) = weights.items()
+    _floats(function, name, weight, "[F, K]")
+    width = x.shape[-1]
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"{function}: {name} must have shape [F, K] (K = {width} from x),"
+            f" got shape {tuple(weight.shape)}"
+        )
     y = jnp.einsum(
         "...k,fk->...f",
         x,
         weight.astype(x.dtype),
         precision=jax.lax.Precision.HIGHEST,
     )
-    if bias is None:
-        return y
-    return y + bias.astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    for name, bias in (biases or {}).items():
+        if bias is None:
+            continue
+        _floats(function, name, bias, "[F]")
+        if tuple(bias.shape) != weight.shape[:1]:
+            raise ValueError(
+                f"{function}: {name} must have shape [F] (F ="
+                f" {weight.shape[0]} from its weight), got shape"
+                f" {tuple(bias.shape)}"
+            )
+        y = y + bias.astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    return y
 
 
 def _products(x):

@@ -167,9 +167,44 @@ def test_large_inputs_do_not_overflow_elu():
     x = jnp.float32([-1e4, -1.0, 0.0, 1e4])
     y, pull = jax.vjp(feature_maps.elu_plus_one, x)
     np.testing.assert_allclose(y, [0, np.exp(-1), 1, 10001], rtol=1e-6)
-    assert np.isfinite(pull(jnp.ones(4))[0]).all()
+    (grad,) = pull(jnp.ones(4))
+    np.testing.assert_allclose(grad, [0, np.exp(-1), 1, 1], rtol=1e-6)
 
 
 def test_dpfp_refuses_more_neighbours_than_there_are():
     with pytest.raises(ValueError, match="nu must be in 1 .. 7"):
         feature_maps.dpfp(jnp.ones((2, 4)), nu=8)
+
+
+X, W, B = np.ones((2, 4), np.float32), np.ones((5, 4), np.float32), np.ones(5)
+
+
+@pytest.mark.parametrize(
+    "name,args,options,argument,came",
+    [
+        ("elu_plus_one", (None,), {}, "x", "None"),
+        ("relu", ([1.0],), {}, "x", "list"),
+        ("taylor", (1.0,), {}, "x", "float"),
+        ("square", (np.float32(1),), {}, "x", "()"),
+        ("relu", (np.ones(4, int),), {}, "x", "int64"),
+        ("taylor", (X[:, :0],), {}, "K at least 1", "(2, 0)"),
+        ("square", (X[:, :0],), {}, "K at least 1", "(2, 0)"),
+        ("dpfp", (X,), {"nu": 1.0}, "nu", "1.0"),
+        ("dpfp", (X,), {"nu": "2"}, "nu", "'2'"),
+        ("dpfp", (X,), {"nu": True}, "nu", "True"),
+        ("t2r", (X, None), {}, "weight", "None"),
+        ("t2r", (X, W[:, :3]), {}, "weight", "(5, 3)"),
+        ("hedgehog", (X, W[0]), {}, "weight", "(4,)"),
+        ("hedgehog", (X, W, B[:1]), {}, "bias", "(1,)"),
+        ("hedgehog", (X, W, B[:, None]), {}, "bias", "(5, 1)"),
+        ("hadamard", (X, W, B, W, B[:1]), {}, "bias2", "(1,)"),
+        ("hadamard", (X, W, 0.0, W, B), {}, "bias1", "float"),
+        ("hadamard", (X, W, B, W[:1], None), {}, "weight2", "(1, 4)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, args, options, argument, came):
+    with pytest.raises(ValueError) as caught:
+        getattr(feature_maps, name)(*args, **options)
+    message = str(caught.value)
+    assert message.startswith(f"{name}: ")
+    assert argument in message and came in message
