@@ -56,7 +56,8 @@ def test_command_line(command, tmp_path, import_seconds, options, parts):
     assert not (tmp_path / "run").exists()
     # Refused after the imports: processor time, beside that of importing the
     # libraries alone, since machines differ and other tests share this one.
-    assert after.ru_utime - before.ru_utime < 2 * import_seconds
+    # Sources without byte code are compiled each time, hence the factor.
+    assert after.ru_utime - before.ru_utime < 4 * import_seconds
 
 
 def test_an_error_in_the_run(command, tmp_path):
