@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 r"""Our operators beside the CPU paths of Hugging Face Transformers.
 
     pip install torch transformers     # beside seqjax, in a Python of their own

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 r"""Draws the token-mixing matrices shown in docs/.
 
     python -m experiments.figures --out=docs/figures

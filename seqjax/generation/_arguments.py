@@ -1,3 +1,4 @@
+# pyright: reportOperatorIssue=false
 """Checks of what a caller of generation passes, with the way out."""
 
 import math

@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false
 """State spaces that remember by Legendre polynomials, and their eigenbases.
 
     dm/dt = A m + B u

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """What the rules that erase before they write share behind their operators."""
 
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false
+# pyright: reportOperatorIssue=false
 """Chunks of the rules with one gate a key channel: KDA, Gated DeltaNet 2, DPLR.
 
 The decay between two tokens stands inside the sum over the key channels, see

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false
 """Rules that erase before they write: step by step, and as one T x T system.
 
 Both are plain JAX, differentiable any number of times in both modes.

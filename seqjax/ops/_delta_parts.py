@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false
+# pyright: reportIndexIssue=false
 """Chunks of the delta rules with at most one gate a token and head.
 
 With decays D_ij from behind token j through token i (see `_decays`):

@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false
 """The delta rule with a writing strength for every value channel.
 
     S_t = S_{t-1} + k_t (beta_t * (v_t - S_{t-1}^T k_t))^T     beta_t [V]

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Transitions of affine recurrences and their composition.
 
 Maps `S -> A S + B` compose: `(A2, B2) after (A1, B1) = (A2 A1, A2 B1 + B2)`.
