@@ -99,7 +99,7 @@ def gated_delta_product(
         later = jnp.zeros((*log_decay.shape[:2], n - 1, shapes["H"]), dtype)
         first = log_decay.astype(dtype)[:, :, None]
         log_decay = jnp.concatenate([first, later], axis=2)
-        log_decay = log_decay.reshape(shapes["B"], -1, shapes["H"])
+        log_decay = log_decay.reshape(beta.shape)
     y, state = _delta.run(
         _OP,
         _delta.SCALAR,
