@@ -1,4 +1,3 @@
-# pyright: reportMissingImports=false
 r"""Draws the token-mixing matrices shown in docs/.
 
     python -m experiments.figures --out=docs/figures

@@ -1,4 +1,3 @@
-# pyright: reportOperatorIssue=false
 """Checks of what a caller of generation passes, with the way out."""
 
 import math
@@ -32,8 +31,8 @@ def check_number(
     if (
         isinstance(value, bool)
         or not isinstance(value, numbers.Real)
-        or not low <= value <= high
         or not math.isfinite(value)
+        or not low <= float(value) <= high
     ):
         raise ValueError(f"{name} must be {accepted}, got {value!r}")
 

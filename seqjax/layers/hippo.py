@@ -1,4 +1,3 @@
-# pyright: reportAttributeAccessIssue=false
 """State spaces that remember by Legendre polynomials, and their eigenbases.
 
     dm/dt = A m + B u
@@ -136,8 +135,8 @@ def lmu_modes(order: int, theta: float) -> Modes:
     scale = np.sqrt(2 * np.arange(order) + 1)
     eigenvalues, basis = np.linalg.eig(A * scale[None] / scale[:, None])
     inverse = np.linalg.inv(basis)
-    kept = np.flatnonzero(eigenvalues.imag > 0)
-    kept = kept[np.argsort(eigenvalues.imag[kept])]
+    kept = np.flatnonzero(np.imag(eigenvalues) > 0)
+    kept = kept[np.argsort(np.imag(eigenvalues)[kept])]
     return Modes(
         eigenvalues[kept],
         scale[:, None] * basis[:, kept],

@@ -1,10 +1,10 @@
-# pyright: reportArgumentType=false
-# pyright: reportOperatorIssue=false
 """Chunks of the rules with one gate a key channel: KDA, Gated DeltaNet 2, DPLR.
 
 The decay between two tokens stands inside the sum over the key channels, see
 `_channel_pairs`; apart from that these are the parts of `_delta_parts`.
 """
+
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -137,7 +137,7 @@ def dense_inside(x, y, log, *, precision):
     return scores, x * decays.head.mT, y * decays.tail.mT
 
 
-def _load(plan, inputs):
+def _load(plan, inputs) -> dict[str, Any]:
     """Inputs as [n, B, H, C, ...], every value head with its key head."""
     heads = inputs["v"].shape[2]
 

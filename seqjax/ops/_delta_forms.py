@@ -1,15 +1,16 @@
-# pyright: reportArgumentType=false
-# pyright: reportAttributeAccessIssue=false
 """Rules that erase before they write: step by step, and as one T x T system.
 
 Both are plain JAX, differentiable any number of times in both modes.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from seqjax import recurrence
 from seqjax.ops import _delta_chunk
+from seqjax.recurrence import transitions
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -32,7 +33,7 @@ def delta_recurrent(plan, inputs, starts, initial, *, read_first=False):
     """
     heads = inputs["v"].shape[2]
 
-    def of_heads(name):
+    def of_heads(name) -> Any:
         x = inputs[name]
         if x is None:
             return None
@@ -50,7 +51,7 @@ def delta_recurrent(plan, inputs, starts, initial, *, read_first=False):
         log = token["log_decay"]
         decay = recurrence.Decay() if log is None else recurrence.decay_of(log)
         if token["start"] is not None:
-            start = recurrence.transitions.align(token["start"], state)
+            start = transitions.align(token["start"], state)
             state = jnp.where(start, 0, state)
         decayed = decay.act(state)
         seen = state if read_first else decayed
@@ -96,7 +97,7 @@ def dplr_recurrent(plan, inputs, starts, initial):
 
     def step(state, token):
         if token["start"] is not None:
-            start = recurrence.transitions.align(token["start"], state)
+            start = transitions.align(token["start"], state)
             state = jnp.where(start, 0, state)
         read = _read(state, token["a"])
         state = recurrence.decay_of(token["log_decay"]).act(state)

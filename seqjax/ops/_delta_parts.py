@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false
-# pyright: reportIndexIssue=false
 """Chunks of the delta rules with at most one gate a token and head.
 
 With decays D_ij from behind token j through token i (see `_decays`):
@@ -11,7 +9,9 @@ where a is the key that a token reads with, k itself in the delta rule.  A token
 that reads before its decay takes D and head of the token before it.
 """
 
+from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,14 @@ def _products(precision, x, y):
     return jnp.einsum("...ik,...jk->...ij", x, y, precision=precision)
 
 
-def scalar_parts(plan, inputs, starts, *, sums=exact_sums, read_first=False):
+def scalar_parts(
+    plan,
+    inputs,
+    starts,
+    *,
+    sums: Callable = exact_sums,
+    read_first: bool = False,
+):
     """`Parts` of a group of chunks.
 
     Args:
@@ -108,13 +115,14 @@ def scalar_parts(plan, inputs, starts, *, sums=exact_sums, read_first=False):
     strictly = jnp.tri(size, k=-1, dtype=bool)
     strictly = strictly.reshape((1,) * (pairs.ndim - 2) + strictly.shape)
 
+    reads: Any
     if a is k and sums is exact_sums:
         reads = self_scores(plan.precision, k)
     else:
         reads = _products(plan.precision, a, k)
     scores = _products(plan.precision, q, k)
 
-    def of_keys(factor, x):
+    def of_keys(factor: jax.Array, x: jax.Array) -> jax.Array:
         """Factors [n,B,G,R,C] times [n,B,G,C,K]."""
         return factor[..., None] * x[:, :, :, None]
 

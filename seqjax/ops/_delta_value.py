@@ -1,4 +1,3 @@
-# pyright: reportCallIssue=false
 """The delta rule with a writing strength for every value channel.
 
     S_t = S_{t-1} + k_t (beta_t * (v_t - S_{t-1}^T k_t))^T     beta_t [V]
@@ -39,7 +38,10 @@ def value_chunk(plan, inputs, starts, initial):
 
     @jax.checkpoint
     def step(state, group):
-        return _one_chunk(plan, *group, state, _delta_parts.scalar_parts, solve)
+        inputs, starts = group
+        return _one_chunk(
+            plan, inputs, starts, state, _delta_parts.scalar_parts, solve
+        )
 
     final, y = jax.lax.scan(step, initial, groups)
     return _delta_chunk.join(y, length), final

@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false
 """Transitions of affine recurrences and their composition.
 
 Maps `S -> A S + B` compose: `(A2, B2) after (A1, B1) = (A2 A1, A2 B1 + B2)`.
@@ -121,8 +120,12 @@ class Dense(NamedTuple):
 
     def cotangent(self, state: State, bar: State) -> "Dense":
         """Cotangent of the matrix where `act(state)` has cotangent `bar`."""
-        products = jax.tree.map(lambda s, b: _matmul(b, s.mT), state, bar)
-        return Dense(sum(jax.tree.leaves(products)))
+        total = jnp.zeros_like(self.matrix)
+        for s, b in zip(
+            jax.tree.leaves(state), jax.tree.leaves(bar), strict=True
+        ):
+            total += _matmul(b, s.mT)
+        return Dense(total)
 
 
 Transition = Decay | Dense
@@ -141,9 +144,10 @@ def align(x: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def compose(later: Affine, earlier: Affine) -> Affine:
-    """`later` after `earlier`: `(A2 A1, A2 B1 + B2)`."""
+    """`later` after `earlier`, of one kind: `(A2 A1, A2 B1 + B2)`."""
+    before: Any = earlier.transition
     return Affine(
-        later.transition.compose(earlier.transition),
+        later.transition.compose(before),
         jax.tree.map(
             lambda b2, b1: later.transition.act(b1) + b2,
             later.update,
