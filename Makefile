@@ -17,10 +17,10 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # Targets share .venv, and `make -j2 train test` must not install twice at once.
 .NOTPARALLEL:
-.PHONY: help venv train test lint format bench clean
+.PHONY: help venv train test test-full lint format bench clean
 
 help:  ## list these targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' \
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' \
 	  Makefile
 
 train: $(VENV)/.base  ## train the standard-library byte model, write a report
@@ -29,6 +29,9 @@ train: $(VENV)/.base  ## train the standard-library byte model, write a report
 
 test: $(VENV)/.test  ## run every test, fast and slow
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal $(ARGS)
+
+test-full: $(VENV)/.test  ## the same with every length and mesh (an hour)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal --full $(ARGS)
 
 lint: $(VENV)/.lint  ## check lint, format and types
 	@$(BIN)/ruff check --quiet .

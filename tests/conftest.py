@@ -28,3 +28,22 @@ hypothesis.settings.register_profile(
     "seqjax", deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("seqjax")
+
+
+def pytest_addoption(parser):
+    """`--full` runs the crosses too, of which the default takes a part."""
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="also run the tests marked full",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the tests marked full out, and counts them as deselected."""
+    if config.option.full:
+        return
+    left = [item for item in items if item.get_closest_marker("full")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [i for i in items if not i.get_closest_marker("full")]

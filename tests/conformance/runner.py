@@ -81,7 +81,7 @@ def pull(function, inputs, state, ct_y, ct_state):
 
 
 @functools.cache
-def program(operator, gradients, options):
+def program(operator, gradients, options, wide=False):
     """The jitted function for a request; `options` is a sorted tuple."""
     options = dict(options)
 
@@ -101,7 +101,7 @@ def program(operator, gradients, options):
             ct_state,
         )
 
-    as_users = options.get("chunk_size") == BOARD_CHUNK
+    as_users = options.get("chunk_size") == BOARD_CHUNK and not wide
     return jax.jit(
         both if gradients else values,
         compiler_options=None if as_users else QUICK,
@@ -131,7 +131,8 @@ def run(operator, problem, *, gradients=True, wide=False, **options):
         A spec.Result.
     """
     options = {k: v for k, v in options.items() if v is not None}
-    function = program(operator, gradients, tuple(sorted(options.items())))
+    options = tuple(sorted(options.items()))
+    function = program(operator, gradients, options, wide)
     problem = cases.cast(problem, np.float64) if wide else problem
     args = (problem.inputs, problem.state, problem.segment_ids)
     if gradients:

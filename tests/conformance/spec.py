@@ -20,6 +20,7 @@ BATCH = 8
 LENGTH = 130
 LENGTHS = (1, 2, 15, 63, 64, 65, 127, 130, 257)
 GRADIENT_LENGTHS = (1, 65, 130)
+FEW_CHUNK_SIZES = (16, 64)
 CHUNK_SIZES = (16, 32, 64, 128)
 FORMS = ("recurrent", "chunk", "parallel")
 
@@ -77,6 +78,9 @@ class Operator:
         output_like: the input whose dtype y has.
         options: keyword options fixed for this row.
         forms: the forms it has; () for an operator of one form.
+        core: name of the row that runs on the same core and meets every length
+            and chunk size in the default run; this one meets a few there, and
+            all with `--full`.  None for a row that stands for its core.
         lengths: the list of T.
         chunk_sizes: the chunk sizes tried on the board.
         table_lengths: lengths of the error table beyond the board's.
@@ -114,6 +118,7 @@ class Operator:
     output_like: str = "v"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     forms: tuple[str, ...] = FORMS
+    core: str | None = None
     lengths: tuple[int, ...] = LENGTHS
     chunk_sizes: tuple[int, ...] = CHUNK_SIZES
     table_lengths: tuple[int, ...] = (2048,)
@@ -129,6 +134,10 @@ class Operator:
     forgets: bool = True
     complex_inputs: bool = False
     second_order: bool = True
+
+    def only_in_full(self, values, few) -> set:
+        """Which of `values` the default run leaves out."""
+        return set() if self.core is None else set(values) - set(few)
 
     def timed(self, inputs) -> list[str]:
         """Names of the inputs [B, T, ...]."""

@@ -93,6 +93,13 @@ def test_state_dtype(operator):
     raises(operator, inputs, "state_dtype", "wide", state_dtype="wide")
 
 
+def test_each_core_has_a_row():
+    rows = {o.name: o for o in table.OPERATORS}
+    assert len(rows) == len(table.OPERATORS)
+    for operator in table.OPERATORS:
+        assert operator.core is None or rows[operator.core].core is None
+
+
 @pytest.mark.parametrize(
     "operator,form",
     [

@@ -15,16 +15,38 @@ operators = pytest.mark.parametrize(
 )
 
 
-def pairs(values):
-    """(operator, value) for the values that the operator has."""
+def pairs(values, few):
+    """(operator, value) for the values that the operator has.
+
+    Where another row stands for the core, the default run has `few` of them.
+    """
     return [
-        pytest.param(operator, value, id=f"{operator.name}-{value}")
+        pytest.param(
+            operator,
+            value,
+            id=f"{operator.name}-{value}",
+            marks=[pytest.mark.full]
+            if value in operator.only_in_full(values(operator), few)
+            else [],
+        )
         for operator in table.OPERATORS
         for value in values(operator)
     ]
 
 
-@pytest.mark.parametrize("operator,length", pairs(lambda o: o.lengths))
+each_form = pytest.mark.parametrize(
+    "operator,form",
+    [
+        pytest.param(operator, form, id=f"{operator.name}-{form}")
+        for operator in table.OPERATORS
+        for form in operator.forms or (None,)
+    ],
+)
+
+
+@pytest.mark.parametrize(
+    "operator,length", pairs(lambda o: o.lengths, spec.GRADIENT_LENGTHS)
+)
 def test_any_length(operator, length):
     problem, expected = cases.board(operator, length)
     result = runner.run(
@@ -38,7 +60,10 @@ def test_any_length(operator, length):
 
 @pytest.mark.parametrize(
     "operator,chunk_size",
-    pairs(lambda o: o.chunk_sizes if "chunk" in o.forms else ()),
+    pairs(
+        lambda o: o.chunk_sizes if "chunk" in o.forms else (),
+        spec.FEW_CHUNK_SIZES,
+    ),
 )
 def test_any_chunk_size(operator, chunk_size):
     problem, expected = cases.board(operator)
@@ -46,7 +71,7 @@ def test_any_chunk_size(operator, chunk_size):
     spec.check(result, expected, 1e-5, f"chunk size {chunk_size}")
 
 
-@pytest.mark.parametrize("operator,form", pairs(lambda o: o.forms or (None,)))
+@each_form
 def test_float64_equals_oracle(operator, form):
     problem, expected = cases.board(operator)
     options = runner.board_options(operator, form)
@@ -55,16 +80,24 @@ def test_float64_equals_oracle(operator, form):
     spec.check(result, expected, 1e-10, form)
 
 
-@pytest.mark.parametrize("operator,form", pairs(lambda o: o.forms or (None,)))
+@each_form
 def test_one_token(operator, form):
     problem, expected = cases.board(operator, 1)
-    result = runner.run(operator, problem, **runner.options_of(operator, form))
+    options = (
+        runner.length_options(operator)
+        if form == operator.default_form()
+        else runner.options_of(operator, form)
+    )
+    result = runner.run(operator, problem, **options)
     spec.check(result, expected, BOUND[form], form)
 
 
-@pytest.mark.parametrize("operator,form", pairs(lambda o: o.forms or (None,)))
+@each_form
 def test_gradient_equals_finite_difference(operator, form):
-    """The operator's own values, moved along one direction in float64."""
+    """The operator's own values, moved along one direction in float64.
+
+    Taken from the program that gives the gradients too: it is there already.
+    """
     problem = cases.cast(cases.board(operator)[0], np.float64)
     options = runner.board_options(operator, form)
     grads = runner.run(operator, problem, wide=True, **options).grads

@@ -160,6 +160,7 @@ WINDOW = spec.Operator(
 
 FORGET = spec.Operator(
     name="softmax_attention_forget",
+    core="softmax_attention",
     function="softmax_attention",
     make_inputs=lambda rng, B, T: (
         attention_inputs(rng, B, T)

@@ -77,6 +77,7 @@ def scale_receptance(inputs, opts):
 
 RWKV6 = spec.Operator(
     name="rwkv6",
+    core="gated_linear_attention_channel",
     function="rwkv6",
     make_inputs=rwkv_inputs,
     oracle=linear.rwkv6,

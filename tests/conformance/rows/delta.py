@@ -100,12 +100,13 @@ BETA_FAULTS = {
 
 DELTA = spec.Operator(
     name="delta_rule",
+    core="delta_rule_scalar",
     function="delta_rule",
     make_inputs=delta_inputs,
     oracle=delta.delta_rule,
     make_state=common.head_state(4, 6, 5),
-    lengths=(1, 15, 63, 64, 65, 130, 257),
-    chunk_sizes=(16, 32, 128),
+    lengths=(1, 2, 65, 127, 130),
+    chunk_sizes=(16, 64),
     hard=hard_keys,
     golden=(
         spec.Golden(
@@ -158,8 +159,8 @@ GATED_DELTA = spec.Operator(
     make_inputs=gated_inputs,
     oracle=delta.delta_rule,
     make_state=common.head_state(4, 6, 5),
-    lengths=(1, 2, 65, 127, 130),
-    chunk_sizes=(16, 64),
+    lengths=(1, 15, 63, 64, 65, 130, 257),
+    chunk_sizes=(16, 32, 128),
     replicated=one_gate_for_all_tokens,
     hard=hard_gated,
     golden=(
@@ -205,6 +206,7 @@ def product_variant(operator, inputs, opts):
 
 PRODUCT = spec.Operator(
     name="gated_delta_product",
+    core="delta_rule_scalar",
     function="gated_delta_product",
     make_inputs=product_inputs,
     oracle=functools.partial(delta.gated_delta_product, num_householder=2),
@@ -243,6 +245,7 @@ def comba_inputs(rng, B, T):
 
 COMBA = spec.Operator(
     name="comba",
+    core="delta_rule_scalar",
     function="comba",
     make_inputs=comba_inputs,
     oracle=delta.comba,

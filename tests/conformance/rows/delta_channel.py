@@ -103,6 +103,7 @@ def gdn2_inputs(rng, B, T):
 
 GDN2 = spec.Operator(
     name="gated_delta_rule_2",
+    core="delta_rule_channel",
     function="gated_delta_rule_2",
     make_inputs=gdn2_inputs,
     oracle=delta.gated_delta_rule_2,

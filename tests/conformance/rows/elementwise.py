@@ -81,6 +81,7 @@ def hard_complex_gates(rng, inputs):
 
 COMPLEX_RECURRENCE = spec.Operator(
     name="linear_recurrence_complex",
+    core="linear_recurrence",
     function="linear_recurrence",
     make_inputs=complex_inputs,
     oracle=elementwise.linear_recurrence,

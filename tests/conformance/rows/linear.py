@@ -29,6 +29,7 @@ def hard_constants(rng, inputs):
 
 LINEAR_ATTENTION = spec.Operator(
     name="linear_attention",
+    core="gated_linear_attention_scalar",
     function="linear_attention",
     make_inputs=common.qkv,
     oracle=linear.linear_attention,
@@ -40,6 +41,7 @@ LINEAR_ATTENTION = spec.Operator(
 
 NORMALISED = spec.Operator(
     name="linear_attention_normalised",
+    core="gated_linear_attention_scalar",
     function="linear_attention",
     options={"normalize": True},
     make_inputs=positive_qkv,
@@ -68,6 +70,7 @@ def constant_decay_inputs(rng, B, T):
 
 RETENTION = spec.Operator(
     name="retention",
+    core="gated_linear_attention_scalar",
     function="retention",
     make_inputs=constant_decay_inputs,
     oracle=linear.constant_decay,
@@ -94,6 +97,7 @@ def slopes_to_decay(inputs, opts):
 
 LIGHTNING = spec.Operator(
     name="lightning_attention",
+    core="gated_linear_attention_scalar",
     function="lightning_attention",
     make_inputs=constant_decay_inputs,
     oracle=functools.partial(linear.constant_decay, scale=1.0),

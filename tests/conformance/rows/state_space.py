@@ -64,6 +64,7 @@ def ssd_golden(inputs, opts):
 
 SSD = spec.Operator(
     name="ssd",
+    core="gated_linear_attention_scalar",
     function="ssd",
     make_inputs=ssd_inputs,
     oracle=linear.ssd,
