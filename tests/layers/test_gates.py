@@ -18,13 +18,14 @@ GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
 def _cases(file):
     notes = json.loads((GOLDEN / "ops.json").read_text())["ops"][file]["cases"]
-    arrays = np.load(GOLDEN / f"{file}.npz")
+    with np.load(GOLDEN / f"{file}.npz") as stored:
+        arrays = dict(stored)
     for note in notes:
         groups = {"in": {}, "out": {}, "ct": {}, "grad": {}, "opt": {}}
-        for name in arrays.files:
+        for name, x in arrays.items():
             case, kind, part = name.split("/")
             if case == note["case"]:
-                groups[kind][part] = arrays[name]
+                groups[kind][part] = x
         yield pytest.param(
             groups, note["float32_error"], id=f"{file}-{note['case']}"
         )
