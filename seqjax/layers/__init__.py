@@ -7,6 +7,9 @@ the options that a model's config has for it (`seqjax.layers.mixer`).
 
 from seqjax.layers.attention import Attention as Attention
 from seqjax.layers.attention import AttentionOptions as AttentionOptions
+from seqjax.layers.channels import ChannelOptions as ChannelOptions
+from seqjax.layers.channels import RWKVChannelsOptions as RWKVChannelsOptions
+from seqjax.layers.channels import SwiGLUOptions as SwiGLUOptions
 from seqjax.layers.comba import Comba as Comba
 from seqjax.layers.comba import CombaOptions as CombaOptions
 from seqjax.layers.delta_mixer import DeltaState as DeltaState
@@ -52,6 +55,7 @@ from seqjax.layers.mixer import Options as Options
 from seqjax.layers.mlstm import MLSTM as MLSTM
 from seqjax.layers.mlstm import MLSTMOptions as MLSTMOptions
 from seqjax.layers.norms import GatedRMSNorm as GatedRMSNorm
+from seqjax.layers.norms import LayerNorm as LayerNorm
 from seqjax.layers.norms import RMSNorm as RMSNorm
 from seqjax.layers.retnet import RetNet as RetNet
 from seqjax.layers.retnet import RetNetOptions as RetNetOptions

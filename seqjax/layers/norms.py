@@ -64,6 +64,31 @@ class RMSNorm(nn.Module):
         return (y * expand(scale, y)).astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis with a learned scale and bias [D].
+
+    Attributes:
+      eps: added to the variance.
+      use_bias: whether there is a bias.
+    """
+
+    eps: float = 1e-5
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x [..., D]; returns the dtype of x."""
+        y = x.astype(wide(x.dtype))
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = rms_normalize(y, self.eps)
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        shape = x.shape[-1:]
+        y = y * expand(self.param("scale", ones, shape, jnp.float32), y)
+        if self.use_bias:
+            y = y + expand(self.param("bias", zeros, shape, jnp.float32), y)
+        return y.astype(x.dtype)
+
+
 class GatedRMSNorm(nn.Module):
     """RMS norm and a gate, in either order.
 

@@ -39,8 +39,10 @@ def state_bytes(
     """
     sizes = {}
     for kind in dict.fromkeys(config.pattern):
-        mixer = mixers.build(config, kind, parent=None)
-        state = jax.eval_shape(lambda m=mixer: m.init_state(1, capacity))
+        place = config.pattern.index(kind)
+        state = jax.eval_shape(
+            lambda p=place: mixers.empty_state(config, p, 1, capacity)
+        )
         sizes[kind] = sum(
             math.prod(leaf.shape) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(state)

@@ -1,24 +1,40 @@
 """What a repeat of the pattern is made of.
 
-x = x + mixer(rms(x));  x = x + swiglu(rms(x))
+x = x + mixer(norm(x));  x = x + mlp(norm(x))
 """
 
 from typing import Any
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from seqjax import layers
+from seqjax.models import across as across_lib
+from seqjax.models import cache as cache_lib
 from seqjax.models import config as config_lib
 from seqjax.models import mixers
 
 
+def norm(config: config_lib.LanguageModelConfig, **module: Any) -> nn.Module:
+    """A norm of the residual stream; `module` is `name` or nothing."""
+    kind = layers.LayerNorm if config.norm == "layer" else layers.RMSNorm
+    return kind(config.norm_eps, **module)
+
+
 class Block(nn.Module):
-    """One layer: a mixer and an MLP, each after a norm and added back."""
+    """One layer: a mixer and an MLP, each after a norm and added back.
+
+    Attributes:
+      config: of the model.
+      kind: its name in the pattern.
+      place: its index in the pattern, which may decide on its MLP.
+      across: how the model lies on a mesh; None for one device.
+    """
 
     config: config_lib.LanguageModelConfig
     kind: str
+    place: int = 0
+    across: across_lib.Across | None = None
 
     @nn.compact
     def __call__(
@@ -30,33 +46,38 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """Maps x [B, T, D] and the layer's state to the next ones."""
         config = self.config
-        mixer = mixers.build(config, self.kind, name="mixer")
+        state, mlp_state = cache_lib.split(state)
+        mixer = mixers.build(config, self.kind, self.across, name="mixer")
         if config.learned_initial_state:
             first = layers.InitialState(name="initial_state")
             state = first(mixer.init_state(x.shape[0], 1), state, place.fresh)
         y, state, shared = mixers.mix(
             config.options(self.kind),
             mixer,
-            layers.RMSNorm(config.norm_eps, name="mixer_norm")(x),
+            norm(config, name="mixer_norm")(x),
             state,
             segment_ids,
             place,
         )
         x = x + y
-        mlp = layers.SwiGLU(
-            config.resolved_mlp_width,
-            jnp.dtype(config.dtype),
-            config.residual_scale,
-            name="mlp",
-        )
-        x = x + mlp(layers.RMSNorm(config.norm_eps, name="mlp_norm")(x))
-        return x, state, shared
+        mlp = mixers.build_mlp(config, self.place, self.across, name="mlp")
+        if mlp is not None:
+            y, mlp_state = mlp(
+                norm(config, name="mlp_norm")(x), mlp_state, segment_ids
+            )
+            x = x + y
+        return x, cache_lib.join(state, mlp_state), shared
 
 
 class Repeat(nn.Module):
-    """The layers of one repeat of the pattern."""
+    """The layers of one repeat of the pattern.
+
+    Where time is sharded their states are dropped: they would be moved from the
+    last device to all others for nothing.
+    """
 
     config: config_lib.LanguageModelConfig
+    across: across_lib.Across | None = None
 
     @nn.compact
     def __call__(
@@ -76,14 +97,26 @@ class Repeat(nn.Module):
           segment_ids: int32 [B, T] or None.
           place: what all layers are told; without `rows` and `shared`.
         """
-        block = Block
-        if self.config.remat:
-            block = nn.remat(Block, prevent_cse=False)
         x, shared = stream
         following = []
         for i, kind in enumerate(self.config.pattern):
-            layer = block(self.config, kind, name=f"layer_{i}")
+            name = f"layer_{i}"
+            block = self._block(name)
+            layer = block(self.config, kind, i, self.across, name=name)
             own = place._replace(rows=rows[i], shared=shared)
             x, state, shared = layer(x, states[i], segment_ids, own)
-            following.append(state)
+            following.append(state if self.across is None else None)
         return (x, shared), tuple(following)
+
+    @nn.nowrap
+    def _block(self, name: str) -> type[nn.Module]:
+        """The class of a layer: what it gathers and what it keeps."""
+        block, policy = Block, None
+        if self.across is not None:
+            block = self.across.layer(Block, name)
+            policy = across_lib.keep_all_but_gathered
+        if self.config.remat:
+            return nn.remat(block, prevent_cse=False)
+        if block is Block:
+            return block
+        return nn.remat(block, prevent_cse=False, policy=policy)

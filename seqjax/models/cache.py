@@ -29,6 +29,23 @@ class ModelCache(NamedTuple):
     position: jax.Array
 
 
+class LayerState(NamedTuple):
+    """State of a layer whose channel mixer has one too."""
+
+    mixer: Any
+    mlp: Any
+
+
+def split(state: Any) -> tuple[Any, Any]:
+    """The states of a layer's mixer and of its channel mixer (or None)."""
+    return state if isinstance(state, LayerState) else (state, None)
+
+
+def join(mixer: Any, mlp: Any) -> Any:
+    """What `split` was given."""
+    return mixer if mlp is None else LayerState(mixer, mlp)
+
+
 class Entry(NamedTuple):
     """A call as the layers see it.
 
@@ -141,6 +158,13 @@ def empty_rows(state: Any, empty: Any, rows: jax.Array) -> Any:
         where = rows.reshape((-1,) + (1,) * (leaf.ndim - 1))
         return jnp.where(where, start, leaf)
 
+    if isinstance(state, LayerState):
+        return LayerState(
+            *(
+                empty_rows(*pair, rows)
+                for pair in zip(state, empty, strict=True)
+            )
+        )
     if isinstance(state, ops.AttentionState):
         # Keys and values that belong to no document have weight 0: leave
         # the large arrays in place.

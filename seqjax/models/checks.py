@@ -71,7 +71,7 @@ def _bounded(config: Config, cache: ModelCache) -> ops.AttentionState | None:
     for kind, state in zip(config.pattern, cache.states, strict=False):
         options = config.options(kind)
         if isinstance(options, layers.AttentionOptions) and not options.window:
-            return state
+            return cache_lib.split(state)[0]
     return None
 
 

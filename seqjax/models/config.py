@@ -8,7 +8,7 @@ that mixer's name in the pattern (see `seqjax.layers.mixer`).
 import dataclasses
 import math
 import typing
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -44,9 +44,13 @@ class LanguageModelConfig:
       norm_eps: added to the mean square in every norm.
       learned_initial_state: whether the states of the recurrent mixers start
         from parameters (`seqjax.layers.InitialState`) and not from zero.
+      norm: of the residual stream: "rms", or "layer" for layer norms with bias.
+      embedding_norm: whether the embedding is normalised before the layers.
+      mlps: the channel mixers of one repeat, or one name for all of them;
+        "none" for a layer without.
 
-    The other fields are the options of each mixer; those of mixers outside
-    the pattern do not matter.
+    The other fields are the options of each mixer and channel mixer; those
+    outside the pattern and `mlps` do not matter.
     """
 
     vocab_size: int = 256
@@ -61,6 +65,13 @@ class LanguageModelConfig:
     dtype: str = "float32"
     norm_eps: float = 1e-5
     learned_initial_state: bool = False
+    norm: Literal["rms", "layer"] = "rms"
+    embedding_norm: bool = False
+    mlps: tuple[str, ...] = ("swiglu",)
+    swiglu: layers.SwiGLUOptions = _options(layers.SwiGLUOptions)
+    rwkv_channels: layers.RWKVChannelsOptions = _options(
+        layers.RWKVChannelsOptions
+    )
     linear_attention: layers.LinearAttentionOptions = _options(
         layers.LinearAttentionOptions
     )
@@ -116,13 +127,25 @@ class LanguageModelConfig:
     @classmethod
     def pattern_names(cls) -> tuple[str, ...]:
         """Names that a pattern accepts: the fields that hold options."""
+        return cls._fields_of(mixer.Options)
+
+    @classmethod
+    def mlp_names(cls) -> tuple[str, ...]:
+        """Names that `mlps` accepts."""
+        return ("none", *cls._fields_of(layers.ChannelOptions))
+
+    @classmethod
+    def _fields_of(cls, kind: type) -> tuple[str, ...]:
         hints = typing.get_type_hints(cls)
         return tuple(
             name
             for name in (field.name for field in dataclasses.fields(cls))
-            if isinstance(hints[name], type)
-            and issubclass(hints[name], mixer.Options)
+            if isinstance(hints[name], type) and issubclass(hints[name], kind)
         )
+
+    def mlp(self, place: int) -> str:
+        """Name of the channel mixer at a place of the pattern."""
+        return self.mlps[place if len(self.mlps) > 1 else 0]
 
     def options(self, name: str) -> mixer.Options:
         """The options of a name of the pattern."""
@@ -170,3 +193,19 @@ class LanguageModelConfig:
             )
         for name, options in kinds.items():
             options.check(self.host(name), f"{prefix}{name}.")
+        self._check_mlps(prefix)
+
+    def _check_mlps(self, prefix: str) -> None:
+        accepted = self.mlp_names()
+        if (
+            not isinstance(self.mlps, tuple)
+            or len(self.mlps) not in (1, len(self.pattern))
+            or not set(self.mlps) <= set(accepted)
+        ):
+            raise ValueError(
+                f"{prefix}mlps must be a tuple of one or {len(self.pattern)} "
+                f"(as the pattern) of {accepted}, got {self.mlps!r}"
+            )
+        for name in sorted(set(self.mlps) - {"none"}):
+            host = self.host(self.pattern[0])
+            getattr(self, name).check(host, f"{prefix}{name}.")

@@ -1,6 +1,6 @@
 """A language model from a layer pattern.
 
-    x = x + mixer(rms(x));  x = x + swiglu(rms(x));  logits = rms(x) E^T
+    x = x + mixer(norm(x));  x = x + mlp(norm(x));  logits = norm(x) E^T
 
 The layers of one pattern are written out; its repeats are one `scan` over
 stacked parameters, so that tracing and compiling take as long for a hundred
@@ -14,14 +14,16 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from seqjax import layers
 from seqjax.layers import norms
+from seqjax.models import across as across_lib
 from seqjax.models import blocks
 from seqjax.models import cache as cache_lib
 from seqjax.models import checks
 from seqjax.models import config as config_lib
 from seqjax.models import mixers
+from seqjax.parallel import positions
 from seqjax.recurrence import segments
+from seqjax.recurrence import varying
 
 ModelCache = cache_lib.ModelCache
 
@@ -31,9 +33,12 @@ class LanguageModel(nn.Module):
 
     Attributes:
       config: sizes and choices; call `config.validate()` for clear errors.
+      across: how the model lies on a mesh, inside `jax.shard_map`; None for
+        one device.
     """
 
     config: config_lib.LanguageModelConfig
+    across: across_lib.Across | None = None
 
     @nn.nowrap
     def init_cache(self, batch: int, capacity: int) -> ModelCache:
@@ -91,15 +96,17 @@ class LanguageModel(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),  # pyright: ignore
             length=config.repeats,
-        )(config)
-        self.final_norm = layers.RMSNorm(config.norm_eps)
+        )(config, self.across)
+        self.final_norm = blocks.norm(config)
+        if config.embedding_norm:
+            self.embedding_norm = blocks.norm(config)
 
     def __call__(
         self,
         tokens: jax.Array,
         cache: ModelCache | None = None,
         segment_ids: jax.Array | None = None,
-    ) -> tuple[jax.Array, ModelCache]:
+    ) -> tuple[jax.Array, ModelCache | None]:
         """Logits of the token after each token.
 
         Args:
@@ -110,12 +117,12 @@ class LanguageModel(nn.Module):
             the document that each row is in.
 
         Returns:
-          logits [B, T, vocab] float32, and the cache after these tokens.  A
-          token outside the vocabulary gives NaN.
+          logits [B, T, vocab] float32, and the cache after these tokens, None
+          with `across`.  A token outside the vocabulary gives NaN.
 
         Raises:
-          ValueError: wrong shapes or dtypes, or more tokens than the cache
-            has room for.
+          ValueError: wrong shapes or dtypes, more tokens than the cache has
+            room for, or a cache with `across`.
         """
         x, cache = self._hidden(tokens, cache, segment_ids)
         return self._logits(x), cache
@@ -125,8 +132,13 @@ class LanguageModel(nn.Module):
         tokens: jax.Array,
         cache: ModelCache | None = None,
         segment_ids: jax.Array | None = None,
-    ) -> tuple[jax.Array, ModelCache]:
+    ) -> tuple[jax.Array, ModelCache | None]:
         """As `__call__`, but logits [B, vocab] of the last real token only."""
+        if self.across is not None and self.across.axis_name is not None:
+            raise ValueError(
+                "last_logits is for a whole sequence, but time is sharded "
+                f"along {self.across.axis_name!r}; take a model without across"
+            )
         x, cache = self._hidden(tokens, cache, segment_ids)
         if segment_ids is None:
             last = x[:, -1:]
@@ -141,9 +153,21 @@ class LanguageModel(nn.Module):
         tokens: jax.Array,
         cache: ModelCache | None,
         segment_ids: jax.Array | None,
-    ) -> tuple[jax.Array, ModelCache]:
+    ) -> tuple[jax.Array, ModelCache | None]:
         checks.check_call(self.config, tokens, cache, segment_ids)
         entry = cache_lib.enter(cache, segment_ids, tokens.shape)
+        if self.across is not None:
+            if cache is not None:
+                raise ValueError(
+                    "cache must be None in a model that lies across a mesh, "
+                    "which returns none; decode with a model without across"
+                )
+            axis = self.across.axis_name
+            if axis is not None:
+                found = positions.document_positions(
+                    segment_ids, tokens.shape, axis
+                )
+                entry = entry._replace(positions=found)
         states = None if cache is None else cache.states
         # Without ids every row goes on with the document it is in.
         if states is not None and segment_ids is not None:
@@ -158,9 +182,13 @@ class LanguageModel(nn.Module):
         tokens = jnp.where(tokens < 0, self.config.vocab_size, tokens)
         x = jnp.take(self.embedding, tokens, axis=0)
         x = x.astype(self.config.dtype)
+        if self.config.embedding_norm:
+            x = self.embedding_norm(x)
         step = cache is not None and tokens.shape[1] == 1
         through = self._unrolled if step else self._scanned
         x, states = through(x, states, entry)
+        if self.across is not None:
+            return x, None
         return x, ModelCache(states, entry.segment, entry.position)
 
     def _scanned(
@@ -173,8 +201,12 @@ class LanguageModel(nn.Module):
         stacked = (None,) * len(self.config.pattern)
         if states is not None:
             stacked = cache_lib.stack(states, len(self.config.pattern))
+        # A scan wants its carry to vary over devices from the start.
+        shared = varying.match_varying(
+            mixers.shared(self.config, x.shape[:2]), varying.varying_axes(x)
+        )
         (x, _), stacked = self.layers(
-            (x, mixers.shared(self.config, x.shape[:2])),
+            (x, shared),
             stacked,
             mixers.rows(self.config, self.lower_bounds),
             entry.segment_ids,
@@ -230,8 +262,6 @@ class LanguageModel(nn.Module):
     @nn.nowrap
     def _empty_states(self, batch: int, capacity: int) -> tuple[Any, ...]:
         return tuple(
-            mixers.build(self.config, kind, parent=None).init_state(
-                batch, capacity
-            )
-            for kind in self.config.pattern
+            mixers.empty_state(self.config, place, batch, capacity)
+            for place in range(len(self.config.pattern))
         )

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from seqjax.layers import gates
 from seqjax.layers import mixer as mixer_lib
+from seqjax.models import across as across_lib
+from seqjax.models import cache as cache_lib
 from seqjax.models import config as config_lib
 
 
@@ -32,16 +34,59 @@ class Place(NamedTuple):
 
 
 def build(
-    config: config_lib.LanguageModelConfig, kind: str, **module: Any
+    config: config_lib.LanguageModelConfig,
+    kind: str,
+    across: across_lib.Across | None = None,
+    **module: Any,
 ) -> mixer_lib.Mixer:
     """The mixer that `kind` names.
 
     Args:
       config: a valid config.
       kind: a name that its pattern accepts.
+      across: how the model lies on a mesh; None for one device.
       **module: `name` or `parent`, as every Flax module takes them.
     """
-    return config.options(kind).build(config.host(kind), **module)
+    return config.options(kind).build(_host(config, kind, across), **module)
+
+
+def _host(
+    config: config_lib.LanguageModelConfig,
+    kind: str,
+    across: across_lib.Across | None,
+) -> mixer_lib.Host:
+    host = config.host(kind)
+    return host if across is None else across.host(host)
+
+
+def build_mlp(
+    config: config_lib.LanguageModelConfig,
+    place: int,
+    across: across_lib.Across | None = None,
+    **module: Any,
+) -> Any:
+    """The channel mixer at a place of the pattern, or None."""
+    name = config.mlp(place)
+    if name == "none":
+        return None
+    host = _host(config, config.pattern[place], across)
+    options = getattr(config, name)
+    return options.build(host, config.resolved_mlp_width, **module)
+
+
+def empty_state(
+    config: config_lib.LanguageModelConfig,
+    place: int,
+    batch: int,
+    capacity: int,
+) -> Any:
+    """State before any token of the layer at a place of the pattern."""
+    mixer = build(config, config.pattern[place], parent=None)
+    mlp = build_mlp(config, place, parent=None)
+    return cache_lib.join(
+        mixer.init_state(batch, capacity),
+        None if mlp is None else mlp.init_state(batch),
+    )
 
 
 def rows(
