@@ -104,6 +104,7 @@ def additive(
             scale=scale,
             precision=precision,
             axis_name=axis_name,
+            exchange=options.exchange,
             read_before=read_before,
         )
     segment_ids = inputs.pop("segment_ids")

@@ -167,6 +167,7 @@ def run(
         aligned["segment_ids"],
         state,
         axis_name=axis_name,
+        exchange=options.exchange,
     )
 
 

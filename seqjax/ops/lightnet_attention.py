@@ -68,7 +68,8 @@ def lightnet_attention(
       initial_state: `LightNetState`, default empty: zeros, with z = -inf.
       segment_ids: int32 [B, T], non-decreasing over real tokens, -1 padding.
       axis_name: mesh axis along which T is sharded, inside `jax.shard_map`.
-      exchange: "all_gather" or None, with `axis_name` only.
+      exchange: "all_gather", "prefix_scan", "ring" or None for the default,
+        with `axis_name` only.
       form: "recurrent", "chunk", "parallel", or None: recurrent up to T = 4,
         else chunk.  Chunk is differentiable once, in reverse mode; parallel
         holds T x T decays a channel.
@@ -128,7 +129,7 @@ def lightnet_attention(
         real = (segment_ids != recurrence.PADDING)[..., None, None]
         k = jnp.where(real, k, -jnp.inf)
     log_decay, weight, final_m = _stable_gates(
-        k, state.z, segment_ids, axis_name
+        k, state.z, segment_ids, axis_name, exchange
     )
     # exp(z - m) of the incoming state: 1, differentiable in z; 0 without one.
     known = ~recurrence.vanishes(state.z)
@@ -182,7 +183,7 @@ def _check_state(shapes, state):
     return LightNetState(*state)
 
 
-def _stable_gates(k, z, segment_ids, axis_name):
+def _stable_gates(k, z, segment_ids, axis_name, exchange):
     """Log decays and weights [B, T, H, K], and the last maximum [B, H, K].
 
     No result depends on the maxima, so they are constants.
@@ -200,7 +201,7 @@ def _stable_gates(k, z, segment_ids, axis_name):
     if axis_name is not None:
         last = jax.tree.map(lambda x: x[:, -1], maps)
         initial = recurrence.incoming_maximum(
-            last, initial, segment_ids, axis_name
+            last, initial, segment_ids, axis_name, exchange
         )
     m = maps.apply(initial[:, None])
     before = jnp.concatenate([initial[:, None], m], axis=1)

@@ -49,7 +49,8 @@ def linear_recurrence(
       initial_state: [B, ...], default zeros.
       segment_ids: int32 [B, T], non-decreasing over real tokens, -1 padding.
       axis_name: mesh axis along which T is sharded, inside `jax.shard_map`.
-      exchange: "all_gather" or None, with `axis_name` only.
+      exchange: "all_gather", "prefix_scan", "ring" or None for the default,
+        with `axis_name` only.
       form: "recurrent", "chunk", "parallel", or None: recurrent up to T = 4,
         else chunk.  Chunk is differentiable once, in reverse mode; parallel
         holds T x T decays an element.
@@ -107,7 +108,7 @@ def linear_recurrence(
     local = functools.partial(run, form=form, chunk_size=chunk_size)
     if axis_name is not None:
         y, state = elementwise.shard_elementwise(
-            local, **inputs, axis_name=axis_name
+            local, **inputs, axis_name=axis_name, exchange=exchange
         )
     else:
         starts = None

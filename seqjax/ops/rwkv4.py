@@ -61,7 +61,8 @@ def rwkv4(
       segment_ids: int32 [B, T], non-decreasing over real tokens, -1 padding.
       axis_name: mesh axis along which T is sharded, inside `jax.shard_map`;
         the shard is walked twice.
-      exchange: "all_gather" or None, with `axis_name` only.
+      exchange: "all_gather", "prefix_scan", "ring" or None for the default,
+        with `axis_name` only.
       form: "recurrent", "chunk", "parallel", or None: recurrent up to T = 4,
         else chunk.  Chunk is differentiable once, in reverse mode; parallel
         holds T x T weights a channel.
@@ -133,7 +134,7 @@ def rwkv4(
     )
     if axis_name is not None:
         state = _incoming(
-            local, inputs["log_decay"], ids, state, shapes["T"], axis_name
+            local, inputs["log_decay"], ids, state, shapes["T"], options
         )
     o, state = local(initial=state)
     if axis_name is not None:
@@ -180,7 +181,7 @@ def _empty(zeros):
     return RWKV4State(zeros, zeros, jnp.full_like(zeros, -jnp.inf))
 
 
-def _incoming(local, log_decay, segment_ids, initial, length, axis_name):
+def _incoming(local, log_decay, segment_ids, initial, length, options):
     """The state that enters this device's shard.
 
     The shard's own sums come from a walk from nothing.  The maximum is
@@ -199,9 +200,8 @@ def _incoming(local, log_decay, segment_ids, initial, length, axis_name):
     total = count * jnp.where(count > 0, log_decay[None], 0)
     total = jnp.where(cut, -jnp.inf, total)
     maps = recurrence.MaxPlus(total, own.max)
-    before = recurrence.incoming_maximum(
-        maps, initial.max, segment_ids, axis_name
-    )
+    where = options.axis_name, options.exchange
+    before = recurrence.incoming_maximum(maps, initial.max, segment_ids, *where)
     after = maps.apply(before)
     nothing = recurrence.vanishes(before) | recurrence.vanishes(total)
     safe = jnp.where(recurrence.vanishes(after), 0, after)
@@ -212,6 +212,6 @@ def _incoming(local, log_decay, segment_ids, initial, length, axis_name):
     write = jnp.exp(own.max - safe)
     affine = recurrence.Affine(decay, (write * own.num, write * own.den))
     num, den = recurrence.incoming_state(
-        affine, (initial.num, initial.den), segment_ids, axis_name
+        affine, (initial.num, initial.den), segment_ids, *where
     )
     return RWKV4State(num, den, before)

@@ -57,7 +57,8 @@ def selective_scan(
       segment_ids: int32 [B, T], non-decreasing over real tokens, -1 padding.
       axis_name: mesh axis along which T is sharded, inside `jax.shard_map`;
         the shard is walked twice.
-      exchange: "all_gather" or None, with `axis_name` only.
+      exchange: "all_gather", "prefix_scan", "ring" or None for the default,
+        with `axis_name` only.
       form: "recurrent", "chunk", "parallel", or None: recurrent up to T = 4,
         else chunk.  Chunk is differentiable once, in reverse mode, and never
         holds the states of more than a chunk; the gradient of recurrent holds
@@ -139,6 +140,7 @@ def selective_scan(
             segment_ids,
             initial,
             axis_name=axis_name,
+            exchange=exchange,
         )
     if D is not None:
         y = y + D.astype(dtype)[None, None] * tokens["x"]

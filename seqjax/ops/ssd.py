@@ -48,7 +48,8 @@ def ssd(
       initial_state: [B, H, P, N], default zeros.
       segment_ids: int32 [B, T], non-decreasing over real tokens, -1 padding.
       axis_name: mesh axis along which T is sharded, inside `jax.shard_map`.
-      exchange: "all_gather" or None, with `axis_name` only.
+      exchange: "all_gather", "prefix_scan", "ring" or None for the default,
+        with `axis_name` only.
       form: "recurrent", "chunk", "parallel", or None: recurrent up to T = 4,
         else chunk.  Chunk is differentiable once, in reverse mode.
       chunk_size: tokens a chunk, default 64; implies form="chunk".

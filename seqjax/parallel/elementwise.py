@@ -31,6 +31,7 @@ def shard_elementwise(
     initial: jax.Array,
     *,
     axis_name: str,
+    exchange: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs `local` on this device's shard as part of the whole sequence.
 
@@ -42,6 +43,7 @@ def shard_elementwise(
       segment_ids: int32 [B, T/P] or None.
       initial: [B, ...], in front of the whole sequence.
       axis_name: mesh axis along which time is sharded.
+      exchange: as of `recurrence.incoming_state`.
 
     Returns:
       (h [B, T/P, ...], state [B, ...] behind the whole sequence, the same on
@@ -55,7 +57,9 @@ def shard_elementwise(
         jnp.zeros_like(x), log_decay, starts, jnp.ones_like(initial)
     )
     affine = recurrence.Affine(decay_of_product(total), write)
-    state = recurrence.incoming_state(affine, initial, segment_ids, axis_name)
+    state = recurrence.incoming_state(
+        affine, initial, segment_ids, axis_name, exchange
+    )
     h = h + head * state[:, None]
     final = recurrence.apply(affine, state)
     return h, recurrence.last_device(final, axis_name)
@@ -76,6 +80,7 @@ def shard_twice(
     initial: jax.Array,
     *,
     axis_name: str,
+    exchange: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs an operator whose states are too many to keep on a shard.
 
@@ -88,6 +93,7 @@ def shard_twice(
       segment_ids: int32 [B, T/P] or None.
       initial: [B, ...], in front of the whole sequence.
       axis_name: mesh axis along which time is sharded.
+      exchange: as of `recurrence.incoming_state`.
 
     Returns:
       (y [B, T/P, ...], state [B, ...] behind the whole sequence, the same on
@@ -98,6 +104,8 @@ def shard_twice(
     if segment_ids is not None:
         cut = jnp.any(recurrence.segment_starts(segment_ids), axis=1)
         affine = recurrence.reset(affine, cut)
-    state = recurrence.incoming_state(affine, initial, segment_ids, axis_name)
+    state = recurrence.incoming_state(
+        affine, initial, segment_ids, axis_name, exchange
+    )
     y, final = local(state)
     return y, recurrence.last_device(final, axis_name)

@@ -31,6 +31,7 @@ def shard_additive(
     scale: float,
     precision: jax.lax.Precision,
     axis_name: str,
+    exchange: str | None = None,
     read_before: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs `local` on this device's shard as part of the whole sequence.
@@ -48,6 +49,7 @@ def shard_additive(
       scale: factor of q.
       precision: of the product with the incoming state.
       axis_name: mesh axis along which time is sharded.
+      exchange: as of `recurrence.incoming_state`.
       read_before: whether tokens read the state before their own decay.
 
     Returns:
@@ -63,7 +65,9 @@ def shard_additive(
         log_decay, starts, initial.dtype, read_before
     )
     affine = recurrence.Affine(total, write)
-    state = recurrence.incoming_state(affine, initial, segment_ids, axis_name)
+    state = recurrence.incoming_state(
+        affine, initial, segment_ids, axis_name, exchange
+    )
 
     groups = q.shape[2]
     batch, heads, key, value = state.shape
@@ -91,6 +95,7 @@ def shard_dense(
     initial: jax.Array,
     *,
     axis_name: str,
+    exchange: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs `local` on this device's shard as part of the whole sequence.
 
@@ -105,6 +110,7 @@ def shard_dense(
       segment_ids: int32 [B, T/P] or None.
       initial: [B, H, K, V], in front of the whole sequence.
       axis_name: mesh axis along which time is sharded.
+      exchange: as of `recurrence.incoming_state`.
 
     Returns:
       (y [B, T/P, H, V], state [B, H, K, V] behind the whole sequence, the same
@@ -121,7 +127,7 @@ def shard_dense(
     write, matrix = state[..., :value], state[..., value:]
     affine = recurrence.Affine(recurrence.Dense(matrix), write)
     incoming = recurrence.incoming_state(
-        affine, initial, segment_ids, axis_name
+        affine, initial, segment_ids, axis_name, exchange
     )
     y = y + jnp.einsum(
         "bthk,bhkv->bthv",

@@ -1,4 +1,4 @@
-"""Exclusive prefix of affine maps over the devices of a mesh axis.
+"""Exclusive prefix of maps over the devices of a mesh axis, differentiable.
 
 With the sequence sharded over P devices, each composes its shard into one map
 `S -> A_r S + B_r`.  LASP-2 (arXiv 2502.07563) moves these maps in one
@@ -7,22 +7,41 @@ the maps before its own:
 
     S_in(r) = A_{r-1} (... (A_0 S_init + B_0) ...) + B_{r-1}
 
-Backward is the same fold from the last device to the first over the cotangents
-of `S_in`, again with one collective.  Document borders between devices are
-found from the first and last id of each shard, which travel in the same array.
+Backward is the same prefix from the last device to the first, with
+the transposed transitions, over the cotangents g of `S_in`:
+
+    l(r) = g(r+1) + A_{r+1}^T l(r+1)      cotangent of what device r hands on
+
+Document borders between devices are found from the first and last id of each
+shard, which travel with its map.
+
+Bytes that a device receives, with s those of the state, a those of the
+transition, i those of the ids (16 forward with `segment_ids`, else 0), all of
+them a row of the batch and in the dtype of accumulation (4 bytes a number, 8 a
+complex one):
+
+    exchange      forward                 backward           messages
+    all_gather    P (s + a + i)           P s                1
+    prefix_scan   L (s + a + i)           L (s + a)          L = ceil(log2 P)
+    ring          s + i / 2               s                  1 of P - 1
+
+a is 0 for the identity, twice 4 bytes a decay (logarithm, and whether it is 0)
+for elementwise transitions (one more number where decays are complex; the
+identity with `segment_ids` has a single flag), and 4 K^2 a head for dense ones,
+for which the gathered form holds P of them until the backward pass.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from seqjax.recurrence import prefix
-from seqjax.recurrence import segments
+from seqjax.recurrence import exchange as exchanges
+from seqjax.recurrence import packing
 from seqjax.recurrence import transitions
 
-EXCHANGES = ("all_gather",)
+EXCHANGES = exchanges.EXCHANGES
 
 
 def incoming_state(
@@ -30,18 +49,20 @@ def incoming_state(
     initial: Any,
     segment_ids: jax.Array | None,
     axis_name: str,
+    exchange: str | None = None,
 ) -> Any:
     """State that enters this device's shard of the sequence.
 
     Call inside `jax.shard_map`; every input must already vary over
-    `axis_name` (see `varying.match_varying`).  Bytes received per device:
-    P times (decay + zeros + state + 4 B per row for the ids) in float32.
+    `axis_name` (see `varying.match_varying`).
 
     Args:
       affine: the map of the local shard, composed from its own tokens only.
       initial: state in front of the whole sequence, equal on every device.
       segment_ids: int32 [B, T/P] of the local shard, or None.
       axis_name: mesh axis along which time is sharded, device 0 first.
+      exchange: "all_gather", "prefix_scan", "ring", or None for the default
+        (see `exchange.default_exchange`).
 
     Returns:
       The incoming state, shaped as `initial`; zero where a document starts
@@ -49,8 +70,29 @@ def incoming_state(
       returned on device 0 and is zero elsewhere: the cast that made it varying
       sums them.
     """
-    ids = None if segment_ids is None else borders(segment_ids)
-    return _incoming(axis_name, affine, initial, ids)
+    if segment_ids is not None:
+        # Borders add zeros to transitions that have had none.
+        nowhere = jnp.zeros_like(segment_ids[:, 0], bool)
+        affine = affine.reset(nowhere)
+    affine = affine._replace(transition=affine.transition.flagged())
+    return incoming(affine, initial, segment_ids, axis_name, exchange)
+
+
+def incoming(
+    own: Any,
+    initial: Any,
+    segment_ids: jax.Array | None,
+    axis_name: str,
+    exchange: str | None = None,
+) -> Any:
+    """As `incoming_state`, for a map of any kind (see `exchange`)."""
+    ids = None
+    if segment_ids is not None:
+        ids = exchanges.first_and_last(segment_ids)
+    if exchange is None:
+        size = jax.lax.axis_size(axis_name)
+        exchange = exchanges.default_exchange(own, size)
+    return _incoming(_How(exchange, axis_name), own, initial, ids)
 
 
 def last_device(tree: Any, axis_name: str) -> Any:
@@ -64,62 +106,74 @@ def last_device(tree: Any, axis_name: str) -> Any:
     )
 
 
+class _How(NamedTuple):
+    exchange: str
+    axis_name: str
+
+    def prefix(self, own, initial, *, reverse=False):
+        """(the state in front of `own`, all maps where they were gathered)."""
+        if self.exchange == "all_gather":
+            maps = packing.all_gather(own, self.axis_name)
+            return (
+                exchanges.fold(maps, initial, self.axis_name, reverse=reverse),
+                maps,
+            )
+        walk = {"prefix_scan": exchanges.prefix_scan, "ring": exchanges.ring}
+        state = walk[self.exchange](
+            own, initial, self.axis_name, reverse=reverse
+        )
+        return state, None
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _incoming(axis_name, affine, initial, borders):
-    return _incoming_fwd(axis_name, affine, initial, borders)[0]
+def _incoming(how, own, initial, ids):
+    return _incoming_fwd(how, own, initial, ids)[0]
 
 
-def _incoming_fwd(axis_name, affine, initial, borders):
-    gathered, ids = all_gather((affine, borders), axis_name)
-    rank = jax.lax.axis_index(axis_name)
-    devices = jnp.arange(jax.lax.axis_size(axis_name))
-    if borders is not None:
-        starts = border_starts(ids)  # [P, B]
-        gathered = jax.vmap(transitions.reset)(gathered, starts)
-    before = _keep(gathered, devices < rank)
-    _, state = prefix.exclusive_prefix(before, initial)
-    starts_here = None
-    if borders is not None:
-        starts_here = starts[rank]
-        state = _cut(state, starts_here)
-    return state, (gathered.transition, state, starts_here)
+def _incoming_fwd(how, own, initial, ids):
+    if ids is None:
+        state, maps = how.prefix(own, initial)
+        cut = None
+    else:
+        span = exchanges.Span(own, *ids)
+        start = initial, span.identity().last
+        (state, before), maps = how.prefix(span, start)
+        cut = span.cuts(before)
+        state = own.forget(state, cut)
+    known = None
+    if maps is not None and isinstance(own, transitions.Affine):
+        # The backward pass need not gather the transitions again.
+        if ids is None:
+            known = maps.transition
+        else:
+            starts = exchanges.border_starts(maps.first, maps.last)
+            known = jax.vmap(lambda t, w: t.cut(w))(maps.map.transition, starts)
+    return state, (own.kept(), state, cut, known)
 
 
-def _incoming_bwd(axis_name, residual, cotangent):
-    maps, state, starts_here = residual
-    if starts_here is not None:
-        cotangent = _cut(cotangent, starts_here)
-    rank = jax.lax.axis_index(axis_name)
-    devices = jnp.arange(jax.lax.axis_size(axis_name))
-    gathered = all_gather(cotangent, axis_name)
-    after = _keep(
-        transitions.Affine(maps.transpose(), gathered), devices > rank
-    )
+def _incoming_bwd(how, residual, cotangent):
+    own, state, cut, known = residual
+    transition = own.linear(state).transpose()
+    if cut is not None:
+        transition = transition.cut(cut)
+        cotangent = _cut(cotangent, cut)
+    back = transitions.Affine(transition, cotangent)
     zero = jax.tree.map(jnp.zeros_like, cotangent)
-    _, update_bar = prefix.exclusive_prefix(after, zero, reverse=True)
-
-    own = jax.tree.map(lambda x: x[rank], maps)
-    transition_bar = own.cotangent(state, update_bar)
-    initial_bar = transitions.apply(
-        transitions.Affine(own.transpose(), cotangent), update_bar
-    )
-    first = rank == 0
+    if known is None:
+        bar, _ = how.prefix(back, zero, reverse=True)
+    else:
+        maps = transitions.Affine(
+            known.transpose(), packing.all_gather(cotangent, how.axis_name)
+        )
+        bar = exchanges.fold(maps, zero, how.axis_name, reverse=True)
+    first = jax.lax.axis_index(how.axis_name) == 0
     initial_bar = jax.tree.map(
-        lambda x: jnp.where(first, x, jnp.zeros_like(x)), initial_bar
+        lambda x: jnp.where(first, x, jnp.zeros_like(x)), back.apply(bar)
     )
-    return transitions.Affine(transition_bar, update_bar), initial_bar, None
+    return own.cotangent(state, bar), initial_bar, None
 
 
 _incoming.defvjp(_incoming_fwd, _incoming_bwd)
-
-
-def _keep(maps, keep):
-    """Replaces the maps where `keep` [P] is false by the identity."""
-    return jax.tree.map(
-        lambda x, one: jnp.where(transitions.align(keep, x), x, one),
-        maps,
-        transitions.identity_map(maps),
-    )
 
 
 def _cut(state, where):
@@ -127,61 +181,3 @@ def _cut(state, where):
         lambda s: jnp.where(transitions.align(where, s), jnp.zeros_like(s), s),
         state,
     )
-
-
-def borders(segment_ids: jax.Array) -> jax.Array:
-    """First and last real id of each row, to be gathered: int32 [B, 4].
-
-    Each id as two halves of 16 bits, exact in float32 as an id is not.
-    """
-    first, last = _first_and_last(segment_ids)
-    return jnp.stack(
-        [first >> 16, first & 0xFFFF, last >> 16, last & 0xFFFF], axis=-1
-    )
-
-
-def _first_and_last(segment_ids):
-    real = segment_ids != segments.PADDING
-    last = jnp.max(segment_ids, axis=1)
-    largest = jnp.iinfo(segment_ids.dtype).max
-    first = jnp.min(jnp.where(real, segment_ids, largest), axis=1)
-    return jnp.where(jnp.any(real, axis=1), first, segments.PADDING), last
-
-
-def border_starts(borders):
-    """Whether each shard's first real token starts a document: bool [P, B]."""
-    first = (borders[..., 0] << 16) | borders[..., 1]
-    last = (borders[..., 2] << 16) | borders[..., 3]
-    # The last real id of all shards before: ids do not decrease.
-    running = jax.lax.cummax(last, axis=0)
-    before = jnp.concatenate(
-        [jnp.full_like(last[:1], segments.PADDING), running[:-1]]
-    )
-    missing = segments.PADDING
-    return (first != missing) & (before != missing) & (first != before)
-
-
-def all_gather(tree, axis_name):
-    """Gathers a pytree of [B, ...] arrays with one collective: [P, B, ...]."""
-    leaves, structure = jax.tree.flatten(tree)
-    batch = leaves[0].shape[0]
-    floats = [x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
-    dtype = jnp.finfo(jnp.result_type(*floats)).dtype if floats else jnp.float32
-    parts = []
-    for x in leaves:
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            x = jnp.stack([x.real, x.imag], axis=-1)
-        parts.append(x.astype(dtype).reshape(batch, -1))
-    widths = [p.shape[1] for p in parts]
-    packed = jax.lax.all_gather(jnp.concatenate(parts, axis=1), axis_name)
-    result, start = [], 0
-    for x, width in zip(leaves, widths, strict=True):
-        part = packed[:, :, start : start + width]
-        start += width
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            part = part.reshape(part.shape[0], *x.shape, 2)
-            part = jax.lax.complex(part[..., 0], part[..., 1])
-        else:
-            part = part.reshape(part.shape[0], *x.shape)
-        result.append(part.astype(x.dtype))
-    return jax.tree.unflatten(structure, result)

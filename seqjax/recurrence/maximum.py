@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.recurrence import devices
+from seqjax.recurrence import transitions
 
 # Steps of the two loops over T tokens: C + T / C with blocks of C.
 _BLOCK = 64
@@ -34,6 +35,34 @@ class MaxPlus(NamedTuple):
     def compose(self, earlier: "MaxPlus") -> "MaxPlus":
         """This map after `earlier`."""
         return MaxPlus(self.d + earlier.d, self.apply(earlier.i))
+
+    def identity(self) -> "MaxPlus":
+        """The map that changes nothing, in the shapes of this one."""
+        return MaxPlus(jnp.zeros_like(self.d), jnp.full_like(self.i, -jnp.inf))
+
+    def reset(self, where: jax.Array) -> "MaxPlus":
+        """The map that forgets the maximum before where `where` is true."""
+        return MaxPlus(self.forget(self.d, where), self.i)
+
+    def forget(self, m: jax.Array, where: jax.Array) -> jax.Array:
+        """The maximum, -inf where `where` is true."""
+        return jnp.where(transitions.align(where, m), -jnp.inf, m)
+
+    def linear(self, m: jax.Array) -> transitions.Decay:
+        """The transition that a small change of m sees: it passes, or not."""
+        return transitions.Decay(None, ~self._passes(m))
+
+    def cotangent(self, m: jax.Array, bar: jax.Array) -> "MaxPlus":
+        """Cotangent of the map where `apply(m)` has cotangent `bar`."""
+        passes = self._passes(m)
+        return MaxPlus(jnp.where(passes, bar, 0), jnp.where(passes, 0, bar))
+
+    def kept(self) -> "MaxPlus":
+        """What `linear` and `cotangent` need of the map."""
+        return self
+
+    def _passes(self, m):
+        return self.d + m > self.i
 
 
 def prefix_maxima(maps: MaxPlus) -> MaxPlus:
@@ -81,40 +110,27 @@ def incoming_maximum(
     initial: jax.Array,
     segment_ids: jax.Array | None,
     axis_name: str,
+    exchange: str | None = None,
 ) -> jax.Array:
     """The maximum that enters this device's shard of the sequence.
 
-    Call inside `jax.shard_map`; all inputs must vary over `axis_name`.  One
-    collective of two numbers a row and head, and the borders' ids.
+    Call inside `jax.shard_map`; all inputs must vary over `axis_name`.  What
+    moves are two numbers a row and head, and the ids at the borders; the ring
+    moves one.
 
     Args:
       total: the map of the local shard, arrays [B, H].
       initial: [B, H], in front of the whole sequence.
       segment_ids: int32 [B, T/P] of the local shard, or None.
       axis_name: mesh axis along which time is sharded, device 0 first.
+      exchange: as of `devices.incoming_state`.
 
     Returns:
       [B, H]; -inf where a document starts with this shard's first real token.
     """
-    borders = None if segment_ids is None else devices.borders(segment_ids)
-    gathered, ids = devices.all_gather((total, borders), axis_name)
-    rank = jax.lax.axis_index(axis_name)
-    if borders is not None:
-        starts = devices.border_starts(ids)[..., None]  # [P, B, 1]
-        d = jnp.where(starts, -jnp.inf, gathered.d)
-        gathered = gathered._replace(d=d)
-
-    def step(m, shard):
-        return shard.apply(m), m
-
-    _, before = jax.lax.scan(step, initial, gathered)
-    if borders is None:
-        return before[rank]
-    return jnp.where(starts[rank], -jnp.inf, before[rank])
+    return devices.incoming(total, initial, segment_ids, axis_name, exchange)
 
 
 def _nothing(like):
     """The identity map in the shape of one entry of `like`."""
-    return MaxPlus(
-        jnp.zeros_like(like.d[0]), jnp.full_like(like.i[0], -jnp.inf)
-    )
+    return MaxPlus(like.d[0], like.i[0]).identity()

@@ -30,8 +30,9 @@ class Decay(NamedTuple):
     Attributes:
       log: sum of the finite natural-log factors, real or complex, aligned to
         the leading axes of every leaf of the state; None for the identity.
-      zeros: int32, how many factors were zero; aligned to the leading axes of
-        the state like `log` (and may be shorter); None where there are none.
+      zeros: int32, how many factors were zero, or bool, whether any was;
+        aligned to the leading axes of the state like `log` (and may be
+        shorter); None where there are none.
     """
 
     log: jax.Array | None = None
@@ -48,7 +49,7 @@ class Decay(NamedTuple):
         if self.log is not None:
             x = align(jnp.exp(self.log), x) * x
         if self.zeros is not None:
-            x = jnp.where(align(self.zeros, x) > 0, jnp.zeros_like(x), x)
+            x = jnp.where(align(self.zeros > 0, x), jnp.zeros_like(x), x)
         return x
 
     def transpose(self) -> "Decay":
@@ -57,12 +58,17 @@ class Decay(NamedTuple):
 
     def cut(self, where: jax.Array) -> "Decay":
         """The same with one more factor of zero where `where` is true."""
-        zeros, count = self.zeros, where.astype(jnp.int32)
+        zeros = self.zeros
+        count = where.astype(jnp.int32 if zeros is None else zeros.dtype)
         if zeros is not None and zeros.ndim > count.ndim:
             count = align(count, zeros)
         elif zeros is not None:
             zeros = align(zeros, count)
         return Decay(self.log, _add(zeros, count))
+
+    def flagged(self) -> "Decay":
+        """The same with `zeros` as bool: all that matters of their count."""
+        return Decay(self.log, None if self.zeros is None else self.zeros > 0)
 
     def identity(self) -> "Decay":
         """The identity in the shapes of this one."""
@@ -110,6 +116,10 @@ class Dense(NamedTuple):
         matrix = self.matrix
         return Dense(jnp.where(align(where, matrix), 0, matrix))
 
+    def flagged(self) -> "Dense":
+        """The same: a matrix has its zeros in it."""
+        return self
+
     def identity(self) -> "Dense":
         """The identity in the shape of this one."""
         one = jnp.eye(self.matrix.shape[-1], dtype=self.matrix.dtype)
@@ -137,6 +147,54 @@ class Affine(NamedTuple):
     transition: Transition
     update: State
 
+    def apply(self, state: State) -> State:
+        """The state after the map: `A S + B`."""
+        return jax.tree.map(
+            lambda s, b: self.transition.act(s) + b, state, self.update
+        )
+
+    def compose(self, earlier: "Affine") -> "Affine":
+        """This map after `earlier`, of one kind: `(A2 A1, A2 B1 + B2)`."""
+        before: Any = earlier.transition
+        return Affine(
+            self.transition.compose(before),
+            jax.tree.map(
+                lambda b2, b1: self.transition.act(b1) + b2,
+                self.update,
+                earlier.update,
+            ),
+        )
+
+    def identity(self) -> "Affine":
+        """The map that changes nothing, in the shapes of this one."""
+        return Affine(
+            self.transition.identity(),
+            jax.tree.map(jnp.zeros_like, self.update),
+        )
+
+    def reset(self, where: jax.Array) -> "Affine":
+        """The map that first sets the state to zero where `where` is true."""
+        return self._replace(transition=self.transition.cut(where))
+
+    def forget(self, state: State, where: jax.Array) -> State:
+        """The state, zero where `where` is true."""
+        return jax.tree.map(
+            lambda s: jnp.where(align(where, s), jnp.zeros_like(s), s), state
+        )
+
+    def linear(self, state: State) -> Transition:
+        """The transition that a small change of the state sees."""
+        del state  # the same at every state
+        return self.transition
+
+    def cotangent(self, state: State, bar: State) -> "Affine":
+        """Cotangent of the map where `apply(state)` has cotangent `bar`."""
+        return Affine(self.transition.cotangent(state, bar), bar)
+
+    def kept(self) -> "Affine":
+        """What `linear` and `cotangent` need of the map."""
+        return self._replace(update=None)
+
 
 def align(x: jax.Array, like: jax.Array) -> jax.Array:
     """Appends axes of length one until `x` has the rank of `like`."""
@@ -145,29 +203,17 @@ def align(x: jax.Array, like: jax.Array) -> jax.Array:
 
 def compose(later: Affine, earlier: Affine) -> Affine:
     """`later` after `earlier`, of one kind: `(A2 A1, A2 B1 + B2)`."""
-    before: Any = earlier.transition
-    return Affine(
-        later.transition.compose(before),
-        jax.tree.map(
-            lambda b2, b1: later.transition.act(b1) + b2,
-            later.update,
-            earlier.update,
-        ),
-    )
+    return later.compose(earlier)
 
 
 def apply(affine: Affine, state: State) -> State:
     """The state after the map: `A S + B`."""
-    return jax.tree.map(
-        lambda s, b: affine.transition.act(s) + b, state, affine.update
-    )
+    return affine.apply(state)
 
 
 def identity_map(like: Affine) -> Affine:
     """The map that changes nothing, in the shapes of `like`."""
-    return Affine(
-        like.transition.identity(), jax.tree.map(jnp.zeros_like, like.update)
-    )
+    return like.identity()
 
 
 def reset(affine: Affine, where: jax.Array) -> Affine:
@@ -180,7 +226,7 @@ def reset(affine: Affine, where: jax.Array) -> Affine:
     Returns:
       The map that first sets the state to zero: `S -> B` where cut.
     """
-    return affine._replace(transition=affine.transition.cut(where))
+    return affine.reset(where)
 
 
 # Far below the logarithm of any positive float64, -745: exp is exactly 0, and

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from seqjax import recurrence as seqjax_recurrence
 from tests.oracles import recurrence
 
 Arrays = dict[str, np.ndarray]
@@ -86,6 +87,8 @@ class Operator:
         table_lengths: lengths of the error table beyond the board's.
         sharded: whether it takes axis_name; if not, it must refuse it with
             NotImplementedError.
+        exchanges: the exchange methods it takes; None for an operator that has
+            no choice.
         replicated: (rng, B, T) -> inputs of which `replicated_names` have time
             axes of size 1, to be broadcast inside shard_map; None to skip.
         hard: (rng, inputs) -> {label: inputs of the same shapes}.
@@ -123,6 +126,7 @@ class Operator:
     chunk_sizes: tuple[int, ...] = CHUNK_SIZES
     table_lengths: tuple[int, ...] = (2048,)
     sharded: bool = True
+    exchanges: tuple[str | None, ...] = seqjax_recurrence.EXCHANGES
     replicated: Callable[..., Arrays] | None = None
     hard: Callable[..., dict[str, Arrays]] = lambda rng, inputs: {}
     compared: Callable[[Any], Any] = lambda state: state

@@ -3,9 +3,13 @@
 104 tokens: 52, 26 or 13 a device, no multiple of the chunk size and, on eight
 devices, less than one; documents and convolution windows cross the borders, and
 rows 4, 5 and 7 leave whole devices without a real token.
+
+By default an operator meets each exchange once, on 2, 4 and 8 devices, and one
+operator of every kind of transition meets the whole cross; --full runs it all.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +50,13 @@ def time_specs(operator, inputs):
 
 
 @functools.cache
-def sharded(operator, devices, check_vma, inside, options, specs):
+def sharded(operator, devices, check_vma, inside, packed, options, specs):
     """Values and all gradients, taken outside or inside of shard_map."""
     mesh = mesh_of(devices)
     specs = dict(specs)
 
     def op(inputs, state, segment_ids):
-        length = segment_ids.shape[1]
+        length = LENGTH // devices
         inputs = {
             name: jnp.broadcast_to(x, (x.shape[0], length, *x.shape[2:]))
             if name not in operator.parameters and x.shape[1] == 1
@@ -69,12 +73,13 @@ def sharded(operator, devices, check_vma, inside, options, specs):
         )
 
     time = P(None, "seq")
+    ids = time if packed else None
 
     def outside(inputs, state, segment_ids, ct_y, ct_state):
         mapped = jax.shard_map(
             op,
             mesh=mesh,
-            in_specs=(specs, P(), time),
+            in_specs=(specs, P(), ids),
             out_specs=((time, P()), P()),
             check_vma=check_vma,
         )
@@ -105,7 +110,7 @@ def sharded(operator, devices, check_vma, inside, options, specs):
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(specs, P(), time, time, P()),
+            in_specs=(specs, P(), ids, time, P()),
             out_specs=(time, P(), P(), specs, P()),
             check_vma=check_vma,
         )(*args)
@@ -122,6 +127,7 @@ def run(operator, problem, devices, *, check_vma, inside=False, **options):
         devices,
         check_vma,
         inside,
+        problem.segment_ids is not None,
         tuple(sorted((k, v) for k, v in options.items() if v is not None)),
         tuple(specs.items()),
     )
@@ -130,45 +136,97 @@ def run(operator, problem, devices, *, check_vma, inside=False, **options):
     return spec.Result(*jax.device_get(function(*args)))
 
 
-CONFIGURATIONS = {
-    "2 inside": dict(devices=2, form="chunk", check_vma=True, inside=True),
-    "4 unchecked": dict(devices=4, form="chunk", check_vma=False),
-    "4 recurrent": dict(devices=4, form="recurrent", check_vma=True),
-    "8": dict(devices=8, form="chunk", check_vma=True),
-}
+# One program an exchange: small shards step by step, where less compiles.
+CONFIGURATIONS = (
+    dict(devices=2, exchange="all_gather", check_vma=True, inside=True),
+    dict(devices=4, exchange="prefix_scan", check_vma=False),
+    dict(devices=8, exchange="ring", check_vma=True, form="recurrent"),
+)
+# One of each kind of transition: identity, scalar, diagonal, elementwise (here
+# complex) and dense.
+REPRESENTATIVES = (
+    "linear_attention",
+    "gated_linear_attention_scalar",
+    "gated_linear_attention_channel",
+    "linear_recurrence_complex",
+    "delta_rule_scalar",
+)
 
 
-def configured(operator, configuration):
-    """Options of a configuration, None where the operator has not its form."""
-    options = dict(configuration)
+def configured(operator, options):
+    """Options of a configuration as the operator takes them."""
+    options = {"form": "chunk"} | options
     form = options.pop("form")
-    if not operator.forms:
-        return None if form == "recurrent" else options
+    if options["exchange"] not in operator.exchanges:
+        options["exchange"] = operator.exchanges[0]
     if form not in operator.forms:
-        return None
+        form = operator.default_form()
+    if form is None:
+        return options
     chunk = 16 if form == "chunk" else None
     return options | {"form": form, "chunk_size": chunk}
 
 
-@pytest.mark.parametrize(
-    "operator,options",
-    [
-        pytest.param(operator, options, id=f"{operator.name}-{name}")
-        for operator in SHARDED
-        for name, configuration in CONFIGURATIONS.items()
-        if (options := configured(operator, configuration))
-    ],
-)
+def short(options):
+    """What tells a configuration from others, for the test's name."""
+    parts = [options["exchange"], options["devices"], options.get("form")]
+    parts += ["unpacked"] if options.get("packed") is False else []
+    return "-".join(str(x) for x in parts if x is not None)
+
+
+def cross(operator):
+    """The exchanges on 2, 4 and 8 devices that CONFIGURATIONS leaves out.
+
+    Each exchange also runs without ids, which is another program.
+    """
+    taken = [(c["exchange"], c["devices"]) for c in CONFIGURATIONS]
+    for exchange, devices in itertools.product(operator.exchanges, (2, 4, 8)):
+        if (exchange, devices) in taken:
+            continue
+        turn = ("all_gather", "prefix_scan", "ring").index(
+            exchange or "all_gather"
+        )
+        yield dict(
+            exchange=exchange,
+            devices=devices,
+            check_vma=devices != 4,
+            packed=devices != (8, 2, 4)[turn],
+        )
+
+
+def sharded_cases():
+    for operator in SHARDED:
+        chosen = [configured(operator, c) for c in CONFIGURATIONS]
+        for options in chosen:
+            yield pytest.param(
+                operator, options, id=f"{operator.name}-{short(options)}"
+            )
+        common = operator.name in REPRESENTATIVES
+        for options in cross(operator):
+            options = configured(operator, options)
+            yield pytest.param(
+                operator,
+                options,
+                id=f"{operator.name}-{short(options)}",
+                marks=() if common else pytest.mark.full,
+            )
+
+
+@pytest.mark.parametrize("operator,options", list(sharded_cases()))
 def test_sharded_equals_oracle(operator, options):
-    problem, expected = _problem(operator)
+    options = dict(options)
+    packed = options.pop("packed", True)
+    problem, expected = _problem(operator, packed)
     spec.check(run(operator, problem, **options), expected, 1e-5)
 
 
 @functools.cache
-def _problem(operator):
-    ids = cases.mixed_segments(spec.BATCH, LENGTH)
+def _problem(operator, packed=True):
+    draw = cases.mixed_segments if packed else cases.one_segment
+    ids = draw(spec.BATCH, LENGTH)
     problem = cases.draw(operator, spec.BATCH, LENGTH, ids)
-    return problem, spec.expect(operator, problem)
+    expected = spec.expect(operator, problem)
+    return problem if packed else problem.replace(segment_ids=None), expected
 
 
 @pytest.mark.parametrize(
@@ -196,7 +254,7 @@ def test_replicated_gates(operator, check_vma):
         if x.shape != full[name].shape:
             total = expected.grads[name].sum(1, keepdims=True)
             expected.grads[name] = total
-    options = configured(operator, CONFIGURATIONS["8"])
+    options = configured(operator, CONFIGURATIONS[2])
     options["check_vma"] = check_vma
     result = run(operator, problem.replace(inputs=inputs), **options)
     spec.check(result, expected, 1e-5)
