@@ -27,58 +27,73 @@ class Columns(NamedTuple):
     sums: tuple[jax.Array, ...] | None  # (high, low)
 
 
-class Blocks(NamedTuple):
-    rows: Rows
+class Keys(NamedTuple):
+    """Key blocks, and the smallest and largest rank of each."""
+
     columns: Columns
-    lowest: jax.Array  # [n, ...] smallest and largest rank of each key block
+    lowest: jax.Array
     highest: jax.Array
 
-    @property
-    def q(self):
-        return self.rows.q
-
-    @property
-    def k(self):
-        return self.columns.k
-
-    @property
-    def v(self):
-        return self.columns.v
+    def column(self, j):
+        """Key block j."""
+        return jax.tree.map(lambda x: x[j], self.columns)
 
 
-def split(plan, q, k, v, gate, bands):
+def rows_of(plan, groups: int, q, first, last, sums) -> Rows:
+    """Query blocks.
+
+    Args:
+      plan: static choices.
+      groups: Hk, heads of the keys.
+      q: [B, T, H, K].
+      first: int32 [B, T, H], H may be 1: the first rank a query sees.
+      last: int32, shaped as `first`.
+      sums: pair of [B, T, H], sums of gates, or None.
+    """
+    if sums is not None:
+        sums = tuple(_gates(plan, x, groups) for x in sums)
+    # Padding at the end: queries that see nothing.
+    return Rows(
+        block(plan, q, groups) * plan.scale,
+        _gates(plan, first, groups, fill=1),
+        _gates(plan, last, groups),
+        sums,
+    )
+
+
+def keys_of(plan, k, v, rank, sums) -> Keys:
+    """Key blocks.
+
+    Args:
+      plan: static choices.
+      k: [B, L, Hk, K].
+      v: [B, L, Hk, V].
+      rank: int32 [B, L, H], H may be 1.
+      sums: pair of [B, L, H], sums of gates, or None.
+    """
     groups = k.shape[2]
-    row_sums = column_sums = None
-    if gate is not None:
-        row_sums = tuple(_gates(plan, x, groups) for x in gate.query)
-        column_sums = tuple(_gates(plan, x, groups) for x in gate.key)
-    # Padding at the end: queries that see nothing, keys that nobody sees.
-    first = _gates(plan, bands.first, groups, fill=1)
-    last = _gates(plan, bands.last, groups)
-    rank = _gates(plan, bands.rank, groups, fill=-1)
-    rows = Rows(block(plan, q, groups) * plan.scale, first, last, row_sums)
+    if sums is not None:
+        sums = tuple(_gates(plan, x, groups) for x in sums)
+    # Padding at the end: keys that nobody sees.
+    rank = _gates(plan, rank, groups, fill=-1)
     columns = Columns(
         block(plan, k, groups)[:, :, :, 0],
         block(plan, v, groups)[:, :, :, 0],
         rank,
-        column_sums,
+        sums,
     )
     far = jnp.iinfo(rank.dtype).max
     lowest = jnp.min(jnp.where(rank < 0, far, rank), axis=-1)
-    return Blocks(rows, columns, lowest, jnp.max(rank, axis=-1))
+    return Keys(columns, lowest, jnp.max(rank, axis=-1))
 
 
-def column(blocks, j):
-    return jax.tree.map(lambda x: x[j], blocks.columns)
-
-
-def visible(row, blocks):
+def visible(row, keys):
     """The range [start, stop) of key blocks that a query block may see."""
     far = jnp.iinfo(row.first.dtype).max
     empty = row.first > row.last
     first = jnp.min(jnp.where(empty, far, row.first), axis=-1)
     last = jnp.max(jnp.where(empty, -1, row.last), axis=-1)
-    needed = (blocks.highest >= first[None]) & (blocks.lowest <= last[None])
+    needed = (keys.highest >= first[None]) & (keys.lowest <= last[None])
     needed = jnp.any(needed, axis=(1, 2, 3))
     count = needed.shape[0]
     start = jnp.argmax(needed)
@@ -107,3 +122,14 @@ def unblock(x, batch, length, heads):
     """[n, B, Hk, G, C, D] to [B, T, H, D]."""
     x = x.transpose(1, 0, 4, 2, 3, 5)
     return x.reshape(batch, -1, heads, x.shape[-1])[:, :length]
+
+
+def unblock_keys(x, batch, length):
+    """[n, B, Hk, C, D] to [B, T, Hk, D]."""
+    return unblock(x[:, :, :, None], batch, length, x.shape[2])
+
+
+def unblock_gates(x, batch, length):
+    """[n, B, Hk, G, C] to [B, T, H]."""
+    heads = x.shape[2] * x.shape[3]
+    return unblock(x[..., None], batch, length, heads)[..., 0]
