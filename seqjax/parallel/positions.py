@@ -1,9 +1,9 @@
 """Where a shard stands in its row: documents counted across devices.
 
-A shard of the sequence knows its own ids.  What it must know of the shards
-before it are three integers a row: how many real tokens came, the last real id,
-and how many tokens of that document.  One all-gather of int32 [B, 3] brings
-them, whatever the length; without ids there is nothing to ask.
+A shard of the sequence knows its own ids.  What it must know of the others are
+five integers a row: how many real tokens there are, the first and the last real
+id, and how many tokens have them.  One all-gather of int32 [B, 5] brings these,
+whatever the length; without ids there is nothing to ask.
 """
 
 from typing import NamedTuple
@@ -13,6 +13,24 @@ import jax.numpy as jnp
 
 from seqjax.recurrence import segments
 from seqjax.recurrence import varying
+
+
+class Shards(NamedTuple):
+    """What every device tells of its shard, int32 [P, B].
+
+    Attributes:
+      count: real tokens.
+      first: first real id, -1 where there is none.
+      last: last real id, -1 where there is none.
+      head: tokens of document `first` in the shard.
+      tail: tokens of document `last` in the shard.
+    """
+
+    count: jax.Array
+    first: jax.Array
+    last: jax.Array
+    head: jax.Array
+    tail: jax.Array
 
 
 class Before(NamedTuple):
@@ -30,8 +48,8 @@ class Before(NamedTuple):
     position: jax.Array
 
 
-def before(segment_ids: jax.Array, axis_name: str) -> Before:
-    """Counts the tokens in front of this device's shard.
+def gather(segment_ids: jax.Array, axis_name: str) -> Shards:
+    """Tells all devices of all shards, with one all-gather.
 
     Call inside `jax.shard_map`.
 
@@ -40,35 +58,50 @@ def before(segment_ids: jax.Array, axis_name: str) -> Before:
       axis_name: mesh axis along which time is sharded, device 0 first.
 
     Returns:
-      `Before`, varying over `axis_name`.
+      `Shards`, varying over `axis_name`.
     """
-    return before_all(segment_ids, axis_name)[0]
+    ids = varying.match_varying(segment_ids, {axis_name})
+    real = ids != segments.PADDING
+    far = jnp.iinfo(ids.dtype).max
+    # Ids do not decrease over real tokens, and padding is smaller than any.
+    last = jnp.max(ids, axis=1, initial=segments.PADDING)
+    first = jnp.min(jnp.where(real, ids, far), axis=1, initial=far)
+    first = jnp.where(first == far, segments.PADDING, first)
+
+    def count(where):
+        return jnp.sum(real & where, axis=1, dtype=jnp.int32)
+
+    own = Shards(
+        count(real),
+        first,
+        last,
+        count(ids == first[:, None]),
+        count(ids == last[:, None]),
+    )
+    shards = jax.lax.all_gather(jnp.stack(own, axis=1), axis_name)  # [P, B, 5]
+    return Shards(*(shards[..., i] for i in range(5)))
 
 
-def before_all(
-    segment_ids: jax.Array, axis_name: str
-) -> tuple[Before, jax.Array]:
-    """As `before`, and the real tokens of every shard: int32 [P, B]."""
-    segment_ids = varying.match_varying(segment_ids, {axis_name})
-    real = segment_ids != segments.PADDING
-    last = jnp.max(segment_ids, axis=1, initial=segments.PADDING)
-    count = jnp.sum(real, axis=1, dtype=jnp.int32)
-    tail = real & (segment_ids == last[:, None])
-    tail = jnp.sum(tail, axis=1, dtype=jnp.int32)
-    own = jnp.stack([count, last, tail], axis=1)
-    shards = jax.lax.all_gather(own, axis_name)  # [P, B, 3]
-
-    rank = jax.lax.axis_index(axis_name)
-    earlier = (jnp.arange(shards.shape[0]) < rank)[:, None]
-    counts, last, tail = (shards[..., i] for i in range(3))
-    # Ids do not decrease and padding is smaller than any of them.
-    segment = jnp.max(jnp.where(earlier, last, segments.PADDING), axis=0)
+def before(shards: Shards, axis_name: str) -> Before:
+    """What stands in front of this device's shard."""
+    device = jax.lax.axis_index(axis_name)
+    earlier = (jnp.arange(shards.count.shape[0]) < device)[:, None]
+    segment = jnp.max(jnp.where(earlier, shards.last, segments.PADDING), axis=0)
     # A document's tokens are the last ones of every shard that it enters, but
     # for the one in which it ends.
-    tail = jnp.where(earlier & (last == segment[None]), tail, 0)
-    count = jnp.sum(jnp.where(earlier, counts, 0), axis=0, dtype=jnp.int32)
-    position = jnp.sum(tail, axis=0, dtype=jnp.int32)
-    return Before(count, segment, position), counts
+    same = earlier & (shards.last == segment[None])
+    return Before(
+        _total(earlier, shards.count), segment, _total(same, shards.tail)
+    )
+
+
+def behind(shards: Shards, segment_ids: jax.Array, axis_name: str) -> jax.Array:
+    """Tokens of each token's document on later devices: int32 [B, T/P]."""
+    device = jax.lax.axis_index(axis_name)
+    later = (jnp.arange(shards.count.shape[0]) > device)[:, None]
+    last = shards.last[device]
+    more = _total(later & (shards.first == last[None]), shards.head)
+    return jnp.where(segment_ids == last[:, None], more[:, None], 0)
 
 
 def document_positions(
@@ -95,8 +128,10 @@ def document_positions(
         first = jax.lax.axis_index(axis_name) * shape[1]
         steps = first + jnp.arange(shape[1], dtype=jnp.int32)[None]
         return jnp.broadcast_to(steps, shape)
-    front = before(segment_ids, axis_name)
-    continued, any_real = _continuing(segment_ids, front)
+    front = before(gather(segment_ids, axis_name), axis_name)
+    last = jax.lax.cummax(segment_ids, axis=1)  # id of the last real token
+    continued = last == front.segment[:, None]
+    any_real = last != segments.PADDING
     positions = segments.real_positions(segment_ids)
     positions += jnp.where(continued & any_real, front.position[:, None], 0)
     # Padding in front of the shard's first real token.
@@ -104,9 +139,7 @@ def document_positions(
     return jnp.where(any_real, positions, none)
 
 
-def document_starts(
-    segment_ids: jax.Array, axis_name: str
-) -> tuple[jax.Array, Before]:
+def document_starts(segment_ids: jax.Array, axis_name: str) -> jax.Array:
     """Marks real tokens that start another document than the last real one's.
 
     Args:
@@ -114,23 +147,21 @@ def document_starts(
       axis_name: mesh axis along which time is sharded, device 0 first.
 
     Returns:
-      (bool [B, T/P], what `recurrence.segment_starts` gives for the whole
-      sequence, and `Before`).
+      bool [B, T/P], what `recurrence.segment_starts` gives for the whole
+      sequence.
     """
-    front = before(segment_ids, axis_name)
-    return starts(segment_ids, front), front
+    front = before(gather(segment_ids, axis_name), axis_name)
+    return starts(segment_ids, front.segment)
 
 
-def starts(segment_ids: jax.Array, front: Before) -> jax.Array:
-    """`document_starts`, with what stands in front known already."""
+def starts(segment_ids: jax.Array, before: jax.Array) -> jax.Array:
+    """`recurrence.segment_starts` of tokens behind real id `before` [B]."""
     real = segment_ids != segments.PADDING
     first = real & (jnp.cumsum(real, axis=1, dtype=jnp.int32) == 1)
-    before = front.segment[:, None]
+    before = before[:, None]
     changed = (before != segments.PADDING) & (segment_ids != before)
     return segments.segment_starts(segment_ids) | (first & changed)
 
 
-def _continuing(segment_ids, front):
-    """Tokens of the document in front; tokens with a real one up to them."""
-    last = jax.lax.cummax(segment_ids, axis=1)
-    return last == front.segment[:, None], last != segments.PADDING
+def _total(where, counts):
+    return jnp.sum(jnp.where(where, counts, 0), axis=0, dtype=jnp.int32)
