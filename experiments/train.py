@@ -3,20 +3,26 @@
     python -m experiments.train --config=experiments/configs/NAME.py \
         --workdir=DIR [--config.FIELD=VALUE ...]
 
-The same command resumes a run, or says that it is finished.  Exit codes: 0
-done, 2 bad input, 3 a loss or gradient that is not finite, 75 stopped by
-SIGTERM or SIGINT, or by the death of a data worker, with everything saved
-(run the same command again).
+The same command resumes a run, or says that it is finished.  On many machines
+it is started once on each, see ``seqjax.training.distributed``.
+
+Exit codes: 0 done, 2 bad input, 3 a loss or gradient that is not finite, 75
+stopped by SIGTERM or SIGINT, or by the death of a data worker, with everything
+saved, 76 another process of the job has died.  After 75 and 76 run the same
+command again.
 """
 
 import functools
 import os
 import sys
+import traceback
 
 from seqjax.training import preemption
 
 EXIT_DONE = 0
+EXIT_ERROR = 1
 EXIT_NONFINITE = 3
+EXIT_PROCESS_LOST = 76
 
 
 def main(flag: preemption.PreemptionFlag) -> None:
@@ -28,10 +34,12 @@ def main(flag: preemption.PreemptionFlag) -> None:
     import jax
 
     from seqjax.training import config as config_lib
+    from seqjax.training import distributed
     from seqjax.training import flags
 
     absl_flags.DEFINE_string("config", None, "Python file with get_config().")
     absl_flags.DEFINE_string("workdir", None, "Where the run is kept.")
+    distributed.define_flags()
     jax.config.config_with_absl()
     app.run(
         functools.partial(train, flag=flag),
@@ -43,9 +51,11 @@ def train(config, flag: preemption.PreemptionFlag) -> None:
     """Trains, then reports; see the module for the exit codes."""
     # Imported once the command line is known to be good: more seconds.
     from absl import flags as absl_flags
+    import jax
 
     from experiments import result
     from seqjax.training import background
+    from seqjax.training import distributed
     from seqjax.training import flags
     from seqjax.training import loop
     from seqjax.training import rows
@@ -53,12 +63,15 @@ def train(config, flag: preemption.PreemptionFlag) -> None:
     from seqjax.training import workdir
 
     directory = absl_flags.FLAGS.workdir
+    settings = distributed.settings()
     code = EXIT_DONE
     try:
+        distributed.start(settings, lambda: flag.requested)
         setup.require_devices()
+        distributed.check_devices(settings.expected_devices)
         with workdir.WorkdirLock(directory):
             outcome = loop.train(config, directory, flag)
-            result.show(config, outcome, directory, flag.alone)
+            result.show(config, outcome, directory, lambda: flag.requested)
     except background.PreemptedError as stopped:
         if str(stopped):
             print(f"error: {stopped}", file=sys.stderr, flush=True)
@@ -67,14 +80,25 @@ def train(config, flag: preemption.PreemptionFlag) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         code = EXIT_NONFINITE
     except loop.BAD_INPUT as error:
-        flags.fail(str(error))
+        code = flags.tell(str(error))
     except OSError as error:
-        flags.fail(flags.of_the_system(error))
+        code = flags.tell(flags.of_the_system(error))
+    except Exception as error:
+        if not distributed.many():
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            flags.tell(distributed.died(error))
+            code = EXIT_PROCESS_LOST
+        else:
+            traceback.print_exc()
+            code = EXIT_ERROR
     if flag.requested and code == EXIT_DONE:
         code = preemption.EXIT_PREEMPTED  # as was said when the signal came
-    if flag.requested:
-        # A compilation may still run in a thread; an ordinary exit would wait
-        # for it longer than a scheduler does.
+    if code != EXIT_DONE and code != EXIT_PROCESS_LOST:
+        distributed.leave()
+    if flag.requested or (distributed.many() and code != EXIT_DONE):
+        # A compilation may still run in a thread, or a wait for a process
+        # that is gone; an ordinary exit would wait longer than a scheduler.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

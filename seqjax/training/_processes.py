@@ -1,6 +1,8 @@
 """Agreement between the processes of one job; trivial for a single one."""
 
+import functools
 import json
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -37,6 +39,50 @@ def where_true(flag: bool) -> list[int]:
         return [0] if flag else []
     flags = multihost_utils.process_allgather(np.int32(flag))
     return np.flatnonzero(flags).tolist()
+
+
+class Lookout:
+    """Whether something is so in any process, asked again and again.
+
+    An answer is that of the question before, so that no process waits for the
+    others, nor for what its devices still compute: it is there already.
+    """
+
+    def __init__(self):
+        """Has not been asked."""
+        self._before: jax.Array | None = None
+
+    def ask(self, flag: bool) -> bool:
+        """Whether it was so in any process when it was asked before.
+
+        All processes ask at the same places, and get the same answer; a
+        process alone gets its own at once.
+        """
+        if jax.process_count() == 1:
+            return flag
+        before, self._before = self._before, _any(flag)
+        return before is not None and bool(before)
+
+
+def _any(flag: bool) -> jax.Array:
+    """The launched maximum over the processes, readable in each."""
+    devices = np.array(
+        sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    )
+    mesh = jax.sharding.Mesh(
+        devices.reshape(jax.process_count(), -1), ("process", "device")
+    )
+    spec = jax.sharding.PartitionSpec
+    local = jax.make_array_from_process_local_data(
+        jax.sharding.NamedSharding(mesh, spec("process")),
+        np.array([flag], np.int32),
+    )
+    return _maximum(jax.sharding.NamedSharding(mesh, spec()))(local)
+
+
+@functools.cache
+def _maximum(where: jax.sharding.Sharding) -> Any:
+    return jax.jit(lambda flags: flags.max(), out_shardings=where)
 
 
 def barrier(name: str) -> None:

@@ -35,7 +35,8 @@ def enable(
     own = None if named else pathlib.Path(workdir) / "compile_cache"
     if own is not None:
         own.mkdir(parents=True, exist_ok=True)
-        _drop_unsealed(own)
+        if jax.process_index() == 0:  # which alone writes, and drops, entries
+            _drop_unsealed(own)
     jax.config.update("jax_compilation_cache_dir", str(own or named))
     # The default leaves out what compiles in under a second; a run has dozens
     # of such programs (initialisation, checksums).

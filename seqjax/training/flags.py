@@ -310,7 +310,12 @@ def of_the_system(error: OSError) -> str:
     )
 
 
+def tell(message: str) -> int:
+    """Prints one message; returns EXIT_BAD_INPUT."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return EXIT_BAD_INPUT
+
+
 def fail(message: str) -> typing.NoReturn:
     """Prints one message and exits with EXIT_BAD_INPUT."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_BAD_INPUT)
+    sys.exit(tell(message))

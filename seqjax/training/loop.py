@@ -141,6 +141,7 @@ class _Run:
 
     def execute(self) -> Outcome:
         """Restores or initialises, trains, and closes what was opened."""
+        lost = False
         try:
             self._restore()
             already_done = self.step == self.config.steps and not self.row
@@ -155,9 +156,14 @@ class _Run:
             finally:
                 self.profiler.close()
                 self.writer.close()
+        except jax.errors.JaxRuntimeError:
+            # Saving would wait for a process that is gone.
+            lost = jax.process_count() > 1
+            raise
         finally:
             self.parts.train_data.close()
-            self.store.close()
+            if not lost:
+                self.store.close()
         return Outcome(
             step=self.step,
             params=self.state.params,
@@ -206,7 +212,7 @@ class _Run:
         try:
             self._train()
         except background.PreemptedError:
-            self._save_stopped(f"stopped by {self.flag.signal_name}")
+            self._save_stopped(f"stopped by {self.flag.cause}")
             raise
         except data.DataError as error:
             # The other processes of a job wait in a collective that this one

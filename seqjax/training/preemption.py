@@ -31,6 +31,7 @@ class PreemptionFlag:
         self._pid = 0
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
+        self._lookout: Any = None
 
     @property
     def requested(self) -> bool:
@@ -43,6 +44,11 @@ class PreemptionFlag:
         if self._signal is None:
             return None
         return signal.Signals(self._signal).name
+
+    @property
+    def cause(self) -> str:
+        """Why a job stops: the signal, here or in another process."""
+        return self.signal_name or "a signal to another process"
 
     def alone(self) -> bool:
         """Whether a signal has come and no other process waits for this one.
@@ -57,12 +63,15 @@ class PreemptionFlag:
     def agreed(self) -> bool:
         """Whether a signal has come to any process of the job.
 
-        All processes must call it at the same steps; with several it is a
-        collective of a few bytes. The answer is the same in all of them.
+        All processes must call it at the same steps, and the answer is the
+        same in all of them.  With several it is a collective of a few bytes,
+        answered at the next call: see ``_processes.Lookout``.
         """
         from seqjax.training import _processes  # imports JAX
 
-        return bool(_processes.where_true(self.requested))
+        if self._lookout is None:
+            self._lookout = _processes.Lookout()
+        return self._lookout.ask(self.requested)
 
     def __enter__(self) -> "PreemptionFlag":
         """Installs the handlers, see ``install``."""

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from seqjax.training import _files
+from seqjax.training import _processes
 
 _PACKAGES = (
     "seqjax",
@@ -64,5 +65,7 @@ def collect() -> dict[str, Any]:
 
 def write(directory: pathlib.Path, facts: dict[str, Any]) -> None:
     """Writes DIR/versions.json, that of the latest start."""
+    if not _processes.is_first():
+        return
     text = json.dumps(facts, indent=2) + "\n"
     _files.replace(directory / "versions.json", text.encode())

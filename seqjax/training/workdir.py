@@ -50,11 +50,22 @@ class WorkdirLock:
           WorkdirError: if it cannot be made or written to.
         """
         if not _processes.is_first():
+            if _processes.where_true(False):
+                raise WorkdirError(
+                    f"process 0 could not take workdir {self.workdir}; its "
+                    "output says why"
+                )
             return self
         try:
-            return self._enter()
+            entered = self._enter()
         except OSError as error:
+            _processes.where_true(True)
             raise WorkdirError(_unusable(self.workdir, error)) from error
+        except WorkdirError:
+            _processes.where_true(True)
+            raise
+        _processes.where_true(False)
+        return entered
 
     def _enter(self) -> "WorkdirLock":
         self.workdir.mkdir(parents=True, exist_ok=True)

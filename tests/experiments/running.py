@@ -35,8 +35,8 @@ class Command:
     def __init__(self, text, cache, *options):
         self.text, self.cache, self.options = text, cache, options
 
-    def start(self, workdir, *options, devices=8, platform="cpu"):
-        """A running process; its output goes to WORKDIR.log."""
+    def start(self, workdir, *options, devices=8, platform="cpu", log=""):
+        """A running process; its output goes to WORKDIR.log, or to log."""
         environment = os.environ | {
             "JAX_PLATFORMS": platform,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -48,12 +48,12 @@ class Command:
         command = [sys.executable, "-m", "experiments.train"]
         command += [f"--config={CONFIG}", f"--workdir={workdir}"]
         command += [f"--config.data.path={self.text}"]
-        with open(f"{workdir}.log", "ab") as log:
+        with open(log or f"{workdir}.log", "ab") as output:
             return subprocess.Popen(
                 [*command, *self.options, *options],
                 cwd=ROOT,
                 env=environment,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )

@@ -145,6 +145,7 @@ with preemption.PreemptionFlag() as flag:
     assert not flag.agreed()
     if index == 1:
         os.kill(os.getpid(), signal.SIGTERM)
+    assert not flag.agreed()  # the answer to the question before
     assert flag.agreed()
     store.save(2, {"x": x + 2}, {}, {"a": 2})
     store.close()

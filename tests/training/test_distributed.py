@@ -1,0 +1,344 @@
+"""Two real processes on this machine train as one; what fails says why."""
+
+import contextlib
+import pathlib
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from experiments import train
+from seqjax import data
+from seqjax.training import _place
+from seqjax.training import flags
+from seqjax.training import metrics
+from seqjax.training import preemption
+from tests.experiments import running
+
+STEPS = 12
+OPTIONS = (
+    "--config.data.source=tokens",  # no sample to compile
+    "--config.mesh.fsdp=2",
+    f"--config.steps={STEPS}",
+    "--config.eval_every=5",
+)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    rng = np.random.default_rng(0)
+    documents = rng.integers(0, 64, (64, 150)).cumsum(1) % 255
+    data.write_token_file(
+        folder / "tokens", documents, vocab_size=256, end_of_document=255
+    )
+    return running.Command(folder / "tokens", folder / "cache", *OPTIONS)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+class Job:
+    """Two processes of four devices each, started as two machines would."""
+
+    def __init__(self, command, workdir, *options):
+        address = f"--coordinator_address=localhost:{free_port()}"
+        self.workdir = workdir
+        self.logs = [pathlib.Path(f"{workdir}.{i}.log") for i in range(2)]
+        self._before = [
+            log.stat().st_size if log.exists() else 0 for log in self.logs
+        ]
+        self.processes = [
+            command.start(
+                workdir,
+                address,
+                "--num_processes=2",
+                f"--process_id={i}",
+                "--heartbeat_timeout=10",
+                "--initialization_timeout=60",
+                *options,
+                devices=4,
+                log=log,
+            )
+            for i, log in enumerate(self.logs)
+        ]
+
+    def outputs(self):
+        """What each has printed."""
+        return [
+            log.read_bytes()[size:].decode(errors="replace")
+            for log, size in zip(self.logs, self._before, strict=True)
+        ]
+
+    def wait(self):
+        """The exit codes."""
+        return [p.wait(running.SECONDS) for p in self.processes]
+
+    def rows(self, count):
+        """Waits for so many rows of metrics.jsonl."""
+        running.wait_until(
+            self.processes[0], lambda: running.rows_in(self.workdir) >= count
+        )
+
+
+@contextlib.contextmanager
+def job(*arguments):
+    """A job of which nothing is left behind, whatever the test meets."""
+    started = Job(*arguments)
+    try:
+        yield started
+    finally:
+        for process in started.processes:
+            running.kill(process)
+
+
+@pytest.fixture(scope="module")
+def single(command, tmp_path_factory):
+    """The rows of one process with all eight devices."""
+    workdir = tmp_path_factory.mktemp("single") / "run"
+    code, output = command.run(workdir)
+    assert code == 0, output
+    return metrics.read_rows(workdir / "metrics.jsonl")
+
+
+def assert_same(workdir, expected):
+    got = metrics.read_rows(workdir / "metrics.jsonl")
+    assert [row["step"] for row in got] == [row["step"] for row in expected]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            np.testing.assert_allclose(value, theirs[name], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_train_as_one_and_resume_each_other(command, single, tmp_path):
+    workdir = tmp_path / "run"
+    with job(command, workdir) as two:
+        two.rows(3)
+        two.processes[1].send_signal(signal.SIGTERM)
+        codes, outputs = two.wait(), two.outputs()
+    assert codes == [preemption.EXIT_PREEMPTED] * 2, outputs
+    saved = r"stopped by a signal to another process, saved after step (\d+);"
+    first = int(re.search(saved, outputs[0])[1])
+    assert 3 <= first < STEPS - 3
+    # By one process, to another step.
+    one = command.start(workdir)
+    running.wait_until(one, lambda: running.rows_in(workdir) > first)
+    one.send_signal(signal.SIGTERM)
+    assert one.wait(running.SECONDS) == preemption.EXIT_PREEMPTED
+    log = (tmp_path / "run.log").read_text()
+    assert f"resuming after step {first}" in log
+    second = int(re.search(r"SIGTERM, saved after step (\d+);", log)[1])
+    assert first < second < STEPS
+    # And by two again, to the end.
+    with job(command, workdir, "--expected_devices=8") as two:
+        codes, outputs = two.wait(), two.outputs()
+    assert codes == [train.EXIT_DONE] * 2, outputs
+    assert f"resuming after step {second}" in outputs[0]
+    assert "8 x cpu" in outputs[0]
+    assert_same(workdir, single)
+    # The first process alone writes and shows.
+    last = outputs[0].splitlines()[-1]
+    assert last.startswith("validation bits/token: ")
+    assert (workdir / "report.html").exists()
+    assert "step " not in outputs[1] and "validation" not in outputs[1]
+    assert "Traceback" not in outputs[0] + outputs[1]
+    assert not list(workdir.glob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_death_ends_the_other(command, tmp_path, victim):
+    workdir = tmp_path / "run"
+    with job(command, workdir, "--config.steps=100000") as two:
+        two.rows(4)
+        two.processes[victim].send_signal(signal.SIGKILL)
+        begin = time.monotonic()
+        code = two.processes[1 - victim].wait(60)
+        seconds = time.monotonic() - begin
+        output = two.outputs()[1 - victim]
+    # Where the coordinator dies, JAX may end the process first, by abort.
+    assert code in (train.EXIT_PROCESS_LOST, -signal.SIGABRT), output
+    assert (
+        "Most likely another process has ended" in output
+        or "most likely indicates that another task died" in output
+    )
+    assert seconds < 30
+
+
+STEP = {
+    "SLURM_JOB_ID": "7001",
+    "SLURM_STEP_ID": "2",
+    "SLURM_STEP_NODELIST": "gpu[012-014,20],login1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_PROCID": "3",
+}
+VARIABLES = {
+    "JAX_COORDINATOR_ADDRESS": "job-0.pods:1234",
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_PROCESS_ID": "1",
+}
+FLAGS = dict(coordinator_address="a:1", num_processes=3, process_id=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "expected"),
+    [
+        ({}, {}, None),
+        ({}, STEP, ("gpu012:22018", 4, 3)),
+        ({}, STEP | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        # A batch script, outside of any step of its own.
+        ({}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),
+        ({}, VARIABLES, ("job-0.pods:1234", 2, 1)),
+        ({}, VARIABLES | STEP, ("job-0.pods:1234", 2, 1)),
+        (FLAGS, VARIABLES | STEP, ("a:1", 3, 0)),
+        ({"process_id": 0}, VARIABLES, ("job-0.pods:1234", 2, 0)),
+        ({"coordinator_address": "[::1]:9"}, STEP, ("[::1]:9", 4, 3)),
+        ({"distributed": "off"}, STEP | VARIABLES, None),
+        ({"distributed": "env"}, STEP | VARIABLES, ("job-0.pods:1234", 2, 1)),
+        ({"distributed": "slurm"}, STEP, ("gpu012:22018", 4, 3)),
+        (
+            {"distributed": "slurm"},
+            STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+            ("gpu012:22018", 1, 0),
+        ),
+    ],
+)
+def test_place(given, environment, expected):
+    assert _place.find(_place.Settings(**given), environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("n[1-3]", "n1"),
+        ("n[007,9]-ib,m", "n007-ib"),
+        ("rack[2-3]node[05-06]", "rack2node05"),
+    ],
+)
+def test_first_host(nodes, host):
+    assert _place.first_host(nodes) == host
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "parts"),
+    [
+        (
+            {"num_processes": 2},
+            {},
+            ["--num_processes needs", "JAX_COORDINATOR_ADDRESS", "process_id"],
+        ),
+        (
+            {},
+            {"JAX_COORDINATOR_ADDRESS": "a:1"},
+            ["JAX_COORDINATOR_ADDRESS needs", "--num_processes", "=off"],
+        ),
+        (
+            {"distributed": "env"},
+            {"JAX_PROCESS_ID": "0"},
+            ["JAX_NUM_PROCESSES", "JAX_COORDINATOR_ADDRESS"],
+        ),
+        (
+            {"distributed": "env"},
+            VARIABLES | {"JAX_PROCESS_ID": "two"},
+            ["JAX_PROCESS_ID must be an integer, got 'two'"],
+        ),
+        (
+            {"distributed": "slurm"},
+            {"SLURM_JOB_ID": "1"},
+            ["SLURM_STEP_NODELIST", "SLURM_PROCID", "srun"],
+        ),
+        (
+            {"distributed": "slurm", "process_id": 1},
+            STEP,
+            ["--process_id=1", "leave it out"],
+        ),
+        (
+            {"distributed": "off", "process_id": 1},
+            {},
+            ["--distributed=off", "--process_id"],
+        ),
+        (FLAGS | {"process_id": 3}, {}, ["got process_id 3 of", "3"]),
+        (FLAGS | {"num_processes": 0}, {}, ["num_processes 0"]),
+        (
+            FLAGS | {"coordinator_address": "node1"},
+            {},
+            ["HOST:PORT", "got 'node1'"],
+        ),
+        (
+            FLAGS | {"coordinator_address": "node1:70000"},
+            {},
+            ["'node1:70000'"],
+        ),
+        ({"heartbeat_timeout": 0}, {}, ["--heartbeat_timeout", "got 0"]),
+        ({"expected_devices": 0}, {}, ["--expected_devices", "got 0"]),
+    ],
+)
+def test_a_place_that_makes_no_sense(given, environment, parts):
+    with pytest.raises(flags.ConfigError) as raised:
+        _place.find(_place.Settings(**given), environment)
+    for part in parts:
+        assert part in str(raised.value)
+
+
+@pytest.mark.slow
+def test_starts_that_fail(command, tmp_path):
+    """Each with one message and code 2; all at once, since they wait."""
+    taken = socket.socket()
+    taken.bind(("", 0))
+    taken.listen()
+    nowhere = f"--coordinator_address=localhost:{free_port()}"
+    alone = ("--num_processes=2", "--initialization_timeout=8")
+    cases = {
+        "unreachable": (
+            (nowhere, *alone, "--process_id=1"),
+            ["process 1 of 2 cannot reach process 0 at localhost:", "8 s"],
+        ),
+        "nobody": (
+            (
+                f"--coordinator_address=localhost:{free_port()}",
+                *alone,
+                "--process_id=0",
+            ),
+            ["the 2 processes did not all meet", "within 8 s"],
+        ),
+        "port": (
+            (
+                f"--coordinator_address=localhost:{taken.getsockname()[1]}",
+                *alone,
+                "--process_id=0",
+            ),
+            ["cannot listen on port", "take another port"],
+        ),
+        "devices": (
+            ("--expected_devices=16",),
+            ["--expected_devices=16, but the job has 8 devices (cpu) in 1"],
+        ),
+    }
+    started = {
+        name: command.start(tmp_path / name, *options)
+        for name, (options, _) in cases.items()
+    }
+    try:
+        for name, (_, parts) in cases.items():
+            code = started[name].wait(running.SECONDS)
+            output = (tmp_path / f"{name}.log").read_text()
+            assert code == 2, (name, output)
+            last = output.strip().splitlines()[-1]
+            assert last.startswith("error: "), output
+            for part in parts:
+                assert part in last
+            assert "Traceback" not in output
+            assert not (tmp_path / name).exists()
+    finally:
+        taken.close()
+        for process in started.values():
+            running.kill(process)
