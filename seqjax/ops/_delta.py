@@ -158,6 +158,19 @@ def run(
     if axis_name is None:
         return local(inputs, state)
 
+    if rule is VALUE:
+        return sequence.shard_dense_values(
+            lambda values, beta, initial: local(
+                inputs | {"v": values, "beta": beta}, initial
+            ),
+            inputs["v"].astype(dtype),
+            inputs["beta"].astype(dtype),
+            aligned["segment_ids"],
+            state,
+            axis_name=axis_name,
+            exchange=options.exchange,
+        )
+
     def of_values(values, initial):
         return local(inputs | {"v": values}, initial)
 

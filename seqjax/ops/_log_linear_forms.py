@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from seqjax import recurrence
 from seqjax.ops import _decays
+from seqjax.recurrence import levels as transitions
 
 
 class Tokens(NamedTuple):
@@ -48,15 +49,6 @@ def level(p: jax.Array, j: jax.Array, levels: int) -> jax.Array:
     return jnp.minimum(bits, levels - 1)
 
 
-def merge(state: jax.Array, upto: jax.Array) -> jax.Array:
-    """Moves levels 0 .. upto [B] of a state [B, H, L, K, V] to level `upto`."""
-    index = jnp.arange(state.shape[2])
-    low = (index[None] <= upto[:, None])[:, None, :, None, None]
-    here = (index[None] == upto[:, None])[:, None, :, None, None]
-    total = jnp.sum(jnp.where(low, state, 0), axis=2, keepdims=True)
-    return jnp.where(here, total, jnp.where(low, 0, state))
-
-
 def recurrent(tokens, before, initial, *, scale, precision):
     """One token after the other; `before` [B] is the position so far."""
     levels = tokens.scales.shape[-1]
@@ -68,7 +60,7 @@ def recurrent(tokens, before, initial, *, scale, precision):
         )
         if token.starts is not None:
             affine = recurrence.reset(affine, token.starts)
-        state = merge(state, level(before, token.position, levels))
+        state = transitions.merge(state, level(before, token.position, levels))
         state = recurrence.apply(affine, state)
         write = token.k[..., :, None] * token.v[..., None, :]
         state = state.at[:, :, 0].add(write)
@@ -166,7 +158,7 @@ def _group(carry, tokens, *, scale, precision):
 
     def across(state, chunk):
         total, upto, write = chunk
-        moved = total.act(merge(state, upto))
+        moved = total.act(transitions.merge(state, upto))
         return moved + write, state
 
     upto = level(before, end, levels)

@@ -56,7 +56,9 @@ def delta_rule(
       scale: factor of q, default K**-0.5.
       initial_state: [B, H, K, V], default zeros.
       segment_ids: int32 [B, T], non-decreasing over real tokens, -1 padding.
-      axis_name: mesh axis along which T is sharded, inside `jax.shard_map`.
+      axis_name: mesh axis along which T is sharded, inside `jax.shard_map`;
+        with beta [B, T, H, V] a device exchanges [K, K] for each value channel
+        and computes K times as much.
       exchange: "all_gather", "prefix_scan", "ring" or None for the default,
         with `axis_name` only.
       form: "recurrent", "chunk", "parallel", or None: recurrent up to T = 4,
@@ -71,19 +73,12 @@ def delta_rule(
 
     Raises:
       ValueError: a shape, dtype or option that does not fit.
-      NotImplementedError: `axis_name` with beta [B, T, H, V].
     """
     shapes = _delta.check_heads(_OP, q, k, v, initial_state, segment_ids)
     rule = _delta.SCALAR
     if log_decay is None and jnp.ndim(beta) == 4:
         shapes.bind("beta", beta, "B T H V")
         rule = _delta.VALUE
-        if axis_name is not None:
-            raise NotImplementedError(
-                f"{_OP}: axis_name={axis_name!r} needs beta [B, T, H]; with"
-                " beta [B, T, H, V] every value channel has a transition of"
-                " its own, too many to exchange: run it unsharded"
-            )
     else:
         shapes.bind("beta", beta, "B T H")
     if log_decay is not None and jnp.ndim(log_decay) == 4:

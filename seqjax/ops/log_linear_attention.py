@@ -25,6 +25,7 @@ from seqjax.ops import _additive
 from seqjax.ops import _contract
 from seqjax.ops import _dispatch
 from seqjax.ops import _log_linear_forms
+from seqjax.parallel import levels
 
 _OP = "log_linear_attention"
 _RECURRENT_UP_TO = 4
@@ -77,8 +78,10 @@ def log_linear_attention(
       initial_state: `LogLinearState`, default empty.
       segment_ids: int32 [B, T], non-decreasing over real tokens, -1 padding;
         positions begin anew in each document.
-      axis_name: not supported.
-      exchange: not supported.
+      axis_name: mesh axis along which T is sharded, inside `jax.shard_map`; the
+        levels of a shard wait for a first exchange, of where it begins.
+      exchange: "all_gather", "prefix_scan", "ring" or None for the default,
+        with `axis_name` only.
       form: "recurrent", "chunk", "parallel", or None: recurrent up to T = 4,
         else chunk.
       chunk_size: tokens a chunk, default 64; implies form="chunk".
@@ -90,7 +93,6 @@ def log_linear_attention(
 
     Raises:
       ValueError: a shape, dtype or option that does not fit.
-      NotImplementedError: `axis_name` is given.
     """
     shapes = _additive.check_heads(_OP, q, k, v, None, segment_ids)
     shapes.bind("log_decay", log_decay, "B T H")
@@ -120,12 +122,6 @@ def log_linear_attention(
         recurrent_up_to=_RECURRENT_UP_TO,
         default_chunk=_DEFAULT_CHUNK,
     )
-    if axis_name is not None:
-        raise NotImplementedError(
-            f"{_OP}: axis_name={axis_name!r} is not supported: its levels"
-            " depend on positions and are not exchanged yet; shard the batch"
-            " or the heads instead"
-        )
     if state is None:
         sizes = tuple(shapes[letter] for letter in "BHLKV")
         state = LogLinearState(
@@ -135,29 +131,50 @@ def log_linear_attention(
     aligned = _contract.align_inputs(
         {n: recurrence.mask_padding(segment_ids, x) for n, x in inputs.items()}
         | dict(segment_ids=segment_ids, state=state),
-        None,
+        axis_name,
     )
     segment_ids, state = aligned.pop("segment_ids"), aligned.pop("state")
     repeat = shapes["H"] // shapes["Hk"]
     for name, x in aligned.items():
         x = x.astype(dtype)
         aligned[name] = jnp.repeat(x, repeat, 2) if name in ("q", "k") else x
-    position, starts, count = _positions(state.count, segment_ids, shapes["T"])
+    count = state.count
+    if axis_name is not None:
+        count = levels.incoming_count(
+            count, segment_ids, shapes["T"], axis_name, exchange
+        )
+    before = jnp.maximum(count - 1, 0)
+    position, starts, count = _positions(count, segment_ids, shapes["T"])
     tokens = _log_linear_forms.Tokens(
         **aligned, position=position, starts=starts
     )
-    run = _dispatch.choose(_OP, implementation, tokens, form=form)
-    y, levels = run(
-        tokens,
-        jnp.maximum(state.count - 1, 0),
-        state.levels.astype(dtype),
-        form=form,
-        chunk_size=chunk_size,
+    options = dict(
         scale=_additive.check_scale(_OP, scale, shapes["K"]),
         precision=_contract.precision(q, k, v),
     )
-    state = LogLinearState(levels.astype(state_dtype), count)
-    return y.astype(v.dtype), state
+    run = _dispatch.choose(_OP, implementation, tokens, form=form)
+    local = functools.partial(
+        run, tokens, before, form=form, chunk_size=chunk_size, **options
+    )
+    initial = state.levels.astype(dtype)
+    if axis_name is None:
+        y, final = local(initial)
+    else:
+        y, final = levels.shard_levels(
+            local,
+            tokens.q,
+            tokens.log,
+            tokens.scales,
+            _log_linear_forms.level(before[:, None], position, shapes["L"]),
+            starts,
+            segment_ids,
+            initial,
+            **options,
+            axis_name=axis_name,
+            exchange=exchange,
+        )
+        count = recurrence.last_device(count, axis_name)
+    return y.astype(v.dtype), LogLinearState(final.astype(state_dtype), count)
 
 
 def _check_state(shapes, state):

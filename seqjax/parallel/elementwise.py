@@ -52,7 +52,8 @@ def shard_elementwise(
     starts = None
     if segment_ids is not None:
         starts = recurrence.segment_starts(segment_ids)
-    h, write = local(x, log_decay, starts, jnp.zeros_like(initial))
+    with jax.named_scope("local"):
+        h, write = local(x, log_decay, starts, jnp.zeros_like(initial))
     head, total = local(
         jnp.zeros_like(x), log_decay, starts, jnp.ones_like(initial)
     )

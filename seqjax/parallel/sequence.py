@@ -1,14 +1,18 @@
-"""Sequence parallelism of additive operators, written once for all of them.
+"""Sequence parallelism of attention-like operators, one function a kind.
 
 A shard of the sequence is run from a zero state, which needs no other device.
 Its affine map is exchanged (`recurrence.incoming_state`), and the incoming
 state adds what the earlier shards contribute:
 
     y   = y_local + scale * head_t * (q_t S_in)
-    S_r = A_r S_in + B_r
+    S_r = A_r S_in + B_r,                       B_r = sum of tail_t k_t v_t^T
 
-Nothing local waits for the collective but that last product.  The exchange
-carries its own derivative, with one collective backward; the rest is ordinary.
+Additive rules write B_r as one product over the whole shard, which costs K V
+a token and takes nothing from the local run: that run neither waits for the
+collective nor is waited for, forward and backward, and hides it.  Rules that
+erase get their map from the same walk as their output; there only the output
+is free of the collective.  The exchange carries its own derivative; the rest is
+ordinary.
 """
 
 from collections.abc import Callable
@@ -17,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import recurrence
+from seqjax.parallel import shard_decays
 
 
 def shard_additive(
@@ -59,12 +64,15 @@ def shard_additive(
     starts = None
     if segment_ids is not None:
         starts = recurrence.segment_starts(segment_ids)
-    y, write = local(q, k, v, log_decay, starts, jnp.zeros_like(initial))
+    with jax.named_scope("local"):
+        y, _ = local(q, k, v, log_decay, starts, jnp.zeros_like(initial))
 
-    head, total = _decay_from_start(
-        log_decay, starts, initial.dtype, read_before
+    dtype = initial.dtype
+    head, total = shard_decays.decay_from_start(
+        log_decay, starts, dtype, read_before
     )
-    affine = recurrence.Affine(total, write)
+    tail = shard_decays.decay_to_end(log_decay, starts, dtype)
+    affine = recurrence.Affine(total, _write(k, v, tail, dtype, precision))
     state = recurrence.incoming_state(
         affine, initial, segment_ids, axis_name, exchange
     )
@@ -86,6 +94,32 @@ def shard_additive(
     y = y + scale * read
     final = recurrence.apply(affine, state)
     return y, recurrence.last_device(final, axis_name)
+
+
+def _write(k, v, tail, dtype, precision):
+    """The sum of tail * k v^T over a shard: [B, H, K, V]."""
+    k, v = k.astype(dtype), v.astype(dtype)
+    batch, length, groups, key = k.shape
+    heads, value = v.shape[2:]
+    repeat = heads // groups
+    k = k[:, :, :, None]
+    v = v.reshape(batch, length, groups, repeat, value)
+    if tail is not None:
+        shape = (batch, length, heads, tail.shape[-1])
+        tail = jnp.broadcast_to(tail, shape)
+        tail = tail.reshape(batch, length, groups, repeat, -1)
+        # A factor a head scales the values, a factor a channel the keys.
+        if tail.shape[-1] == 1:
+            v = tail * v
+        else:
+            k = tail * k
+    if k.shape[3] < repeat:
+        write = jnp.einsum(
+            "btgk,btgrv->bgrkv", k[:, :, :, 0], v, precision=precision
+        )
+    else:
+        write = jnp.einsum("btgrk,btgrv->bgrkv", k, v, precision=precision)
+    return write.reshape(batch, heads, key, value)
 
 
 def shard_dense(
@@ -122,7 +156,8 @@ def shard_dense(
     start = jnp.zeros_like(jnp.pad(initial, width)) + one.reshape(
         1, 1, *one.shape
     )
-    y, state = local(jnp.pad(v, width), start)
+    with jax.named_scope("local"):
+        y, state = local(jnp.pad(v, width), start)
     y, reads = y[..., :value], y[..., value:]
     write, matrix = state[..., :value], state[..., value:]
     affine = recurrence.Affine(recurrence.Dense(matrix), write)
@@ -139,37 +174,54 @@ def shard_dense(
     return y, recurrence.last_device(final, axis_name)
 
 
-def _decay_from_start(log_decay, starts, dtype, read_before):
-    """Decay from in front of the shard to each read, and of all of it.
+def shard_dense_values(
+    local: Callable,
+    v: jax.Array,
+    beta: jax.Array,
+    segment_ids: jax.Array | None,
+    initial: jax.Array,
+    *,
+    axis_name: str,
+    exchange: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`shard_dense` where each value channel has a transition of its own.
 
-    Plain cumulative sums serve here: exp of them is used as it is, and where
-    a sum is large enough to lose digits its exponential vanishes.
+    A map is V matrices [K, K] a head.  They come from a walk over K V value
+    channels, K times the work of the operator, of which only the end is kept;
+    a second walk over nothing reads the incoming state.
+
+    Args:
+      local: `(v, beta, initial) -> (y, state)`, the operator on one device.
+      v: [B, T/P, H, V] in the accumulation dtype.
+      beta: like `v`.
+      segment_ids: int32 [B, T/P] or None.
+      initial: [B, H, K, V], in front of the whole sequence.
+      axis_name: mesh axis along which time is sharded.
+      exchange: as of `recurrence.incoming_state`.
 
     Returns:
-      (head [B, T/P, H or 1, K or 1] or None, total).
+      (y [B, T/P, H, V], state [B, H, K, V] behind the whole sequence, the same
+      on every device).
     """
-
-    def to_reads(sums):
-        if not read_before:
-            return sums
-        return jnp.pad(
-            sums[:, :-1], ((0, 0), (1, 0)) + ((0, 0),) * (sums.ndim - 2)
-        )
-
-    head = None
-    total = recurrence.Decay()
-    if log_decay is not None:
-        decay = recurrence.decay_of(log_decay)
-        assert decay.log is not None and decay.zeros is not None
-        sums = jnp.cumsum(decay.log, axis=1)
-        count = jnp.cumsum(decay.zeros, axis=1)
-        head = jnp.where(to_reads(count) == 0, jnp.exp(to_reads(sums)), 0)
-        head = head.reshape(*log_decay.shape[:3], -1)
-        total = recurrence.Decay(sums[:, -1], count[:, -1])
-    if starts is not None:
-        # No read of a document reaches back over its start.
-        alive = jnp.cumsum(starts.astype(jnp.int32), axis=1) == 0
-        alive = alive[:, :, None, None]
-        head = jnp.where(alive, 1 if head is None else head, 0).astype(dtype)
-        total = total.cut(~alive[:, -1, :, 0])
-    return head, total
+    batch, heads, key, value = initial.shape
+    with jax.named_scope("local"):
+        y, write = local(v, beta, jnp.zeros_like(initial))
+    # Channel (n, j) of value channel n starts as the unit vector j.
+    unit = jnp.tile(jnp.eye(key, dtype=initial.dtype), (1, value))
+    wide = jnp.zeros((*v.shape[:3], value * key), v.dtype)
+    _, ends = local(
+        jnp.zeros_like(beta[..., :1]) + wide,
+        jnp.repeat(beta, key, axis=-1),
+        jnp.zeros_like(initial[..., :1]) + unit[None, None],
+    )
+    # [B, H, K, V K] to a matrix for each value channel.
+    matrix = ends.reshape(batch, heads, key, value, key)
+    matrix = jnp.moveaxis(matrix, 3, 2)
+    to_columns = lambda s: s.swapaxes(2, 3)[..., None]  # noqa: E731
+    affine = recurrence.Affine(recurrence.Dense(matrix), to_columns(write))
+    incoming = recurrence.incoming_state(
+        affine, to_columns(initial), segment_ids, axis_name, exchange
+    )
+    read, _ = local(jnp.zeros_like(v), beta, incoming[..., 0].swapaxes(2, 3))
+    final = recurrence.apply(affine, incoming)[..., 0].swapaxes(2, 3)
+    return y + read, recurrence.last_device(final, axis_name)

@@ -94,17 +94,19 @@ def sharded(operator, devices, check_vma, inside, packed, options, specs):
     def local(inputs, state, segment_ids, ct_y, ct_state):
         """As a training step does it: the loss and its gradient inside."""
 
-        def loss(inputs, state):
-            (y, leaves), raw = op(inputs, state, segment_ids)
+        floats, join = runner.split_state(state)
+
+        def loss(inputs, floats):
+            (y, leaves), raw = op(inputs, join(floats), segment_ids)
             total = jax.lax.psum(jnp.sum(y * ct_y).real, "seq")
             for x, ct in zip(leaves, ct_state, strict=True):
                 total += jnp.sum(x * ct).real
             return total, (y, leaves, raw)
 
         (_, aux), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(
-            inputs, state
+            inputs, floats
         )
-        return (*aux, grads[0], tuple(jax.tree.leaves(grads[1])))
+        return *aux, *grads
 
     def in_a_step(*args):
         return jax.shard_map(

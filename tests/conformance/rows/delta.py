@@ -141,7 +141,6 @@ VALUE_DELTA = spec.Operator(
     lengths=(1, 65, 130),
     chunk_sizes=(16,),
     table_lengths=(),
-    sharded=False,
     hard=hard_keys,
     golden=(
         spec.Golden(

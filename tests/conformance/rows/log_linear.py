@@ -38,7 +38,6 @@ LOG_LINEAR = spec.Operator(
         rng.integers(0, 200, size=B).astype(np.int32),
     ),
     compared=lambda state: state.levels,
-    sharded=False,
     hard=common.hard_gates,
     golden=(
         spec.Golden(

@@ -1,0 +1,54 @@
+"""Reads compiled programs: their collectives, and what depends on what."""
+
+import re
+
+_COLLECTIVE = re.compile(
+    r"= (\([^)]*\)|\S+) (all-gather|all-reduce|reduce-scatter|collective-permute|"
+    r"all-to-all)(?:-start)?\("
+)
+_BYTES = {"f32": 4, "s32": 4, "pred": 1, "c64": 8, "f64": 8}
+_NAME = re.compile(r"%[\w.-]+")
+_CALLED = re.compile(
+    r"(?:condition|body|calls|to_apply|metadata|branch_computations)="
+    r"(?:\{[^}]*\}|%[\w.-]+)"
+)
+
+
+def collectives(compiled) -> list[tuple[str, int]]:
+    """(kind, bytes of a result on a device) in the text's order.
+
+    One that the compiler combined of several counts as several.
+    """
+    found = []
+    for shapes, kind in _COLLECTIVE.findall(compiled.as_text()):
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
+            size = _BYTES[dtype]
+            for dim in filter(None, dims.split(",")):
+                size *= int(dim)
+            found.append((kind, size))
+    return found
+
+
+def entry(compiled) -> dict[str, tuple[str, set[str]]]:
+    """The entry computation: name -> (its line, names of its operands)."""
+    text = compiled.as_text()
+    body = text[text.index("\nENTRY ") :].split("\n}")[0]
+    found = {}
+    for line in body.splitlines()[1:]:
+        name, _, right = line.strip().removeprefix("ROOT ").partition(" = ")
+        if right:
+            found[name] = line, set(_NAME.findall(_CALLED.sub("", right)))
+    return found
+
+
+def reaches(graph, source: str, target: str) -> bool:
+    """Whether `target` depends on `source`."""
+    seen, todo = set(), [target]
+    while todo:
+        name = todo.pop()
+        if name == source:
+            return True
+        if name in graph and name not in seen:
+            seen.add(name)
+            todo += graph[name][1]
+    return False
