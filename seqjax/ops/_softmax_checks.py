@@ -1,11 +1,13 @@
 """What `softmax_attention` accepts, and what it says otherwise."""
 
+import jax
 import jax.numpy as jnp
 
 from seqjax.ops import _contract
 from seqjax.ops import _softmax_cache
 
 _OP = "softmax_attention"
+EXCHANGES = ("all_gather",)
 
 
 def check_shapes(q, k, v, sink, log_decay, segment_ids):
@@ -59,7 +61,30 @@ def check_options(causal, window, log_decay, initial_state, form, state_dtype):
             )
 
 
-def check_state(shapes, state, window, log_decay, segment_ids):
+def check_exchange(window, axis_name, exchange, form):
+    """Refuses an exchange that softmax attention has not."""
+    if axis_name is None or exchange is None:
+        return
+    if exchange not in EXCHANGES:
+        raise ValueError(
+            f"{_OP}: exchange must be one of {', '.join(EXCHANGES)} or None, "
+            f"got {exchange!r}: keys and values do not compose to a map of a "
+            "size independent of T"
+        )
+    if window is not None:
+        raise ValueError(
+            f"{_OP}: exchange={exchange!r} has no meaning with window={window}:"
+            " only the window - 1 tokens in front of a shard are moved; leave "
+            "it out"
+        )
+    if exchange == "ring" and form == "recurrent":
+        raise ValueError(
+            f"{_OP}: exchange='ring' needs form='chunk' or None, got form="
+            "'recurrent'; use exchange='all_gather' with it"
+        )
+
+
+def check_state(shapes, state, window, log_decay, segment_ids, axis_name=None):
     """Requires a cache that fits the inputs and the window."""
     if not isinstance(state, _softmax_cache.AttentionState):
         raise ValueError(
@@ -99,8 +124,11 @@ def check_state(shapes, state, window, log_decay, segment_ids):
             f"{window} needs {window - 1}; make it with attention_cache(..., "
             f"window={window})"
         )
-    if window is None and segment_ids is None and shapes["T"] > shapes["S"]:
+    tokens = shapes["T"]
+    if axis_name is not None:
+        tokens *= jax.lax.axis_size(axis_name)
+    if window is None and segment_ids is None and tokens > shapes["S"]:
         raise ValueError(
             f"{_OP}: initial_state holds {shapes['S']} tokens and cannot take "
-            f"{shapes['T']} more; make it larger with attention_cache"
+            f"{tokens} more; make it larger with attention_cache"
         )

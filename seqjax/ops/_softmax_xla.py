@@ -12,6 +12,7 @@ from seqjax.ops import _softmax_cache
 from seqjax.ops import _softmax_chunk
 from seqjax.ops import _softmax_dense
 from seqjax.ops import _softmax_gates
+from seqjax.ops import _softmax_sharded
 
 
 class Inputs(NamedTuple):
@@ -36,6 +37,8 @@ class Plan(NamedTuple):
     block: int
     accumulate: Any  # dtype
     state_dtype: Any  # dtype or None
+    axis_name: str | None = None
+    exchange: str | None = None
 
 
 def run(plan: Plan, inputs: Inputs):
@@ -46,7 +49,10 @@ def run(plan: Plan, inputs: Inputs):
         if name in ("q", "k", "v", "log_decay") and x is not None
     }
     inputs = inputs._replace(**masked)
-    inputs = Inputs(**_contract.align_inputs(inputs._asdict(), None))
+    inputs = Inputs(**_contract.align_inputs(inputs._asdict(), plan.axis_name))
+    if plan.axis_name is not None:
+        y, state = _softmax_sharded.run(plan, inputs)
+        return y.astype(inputs.v.dtype), state
     cache, log_decay = inputs.cache, inputs.log_decay
     dtype = plan.accumulate
     length = inputs.q.shape[1]

@@ -70,8 +70,10 @@ def softmax_attention(
       segment_ids: int32 [B, T], >= 0 and non-decreasing over real tokens, -1 at
         padding; None: all tokens continue the document the cache ends in (0 in
         an empty cache).
-      axis_name: must be None; time cannot be sharded here yet.
-      exchange: must be None, as it needs axis_name.
+      axis_name: mesh axis along which T is sharded, inside `jax.shard_map`; any
+        T a device.  The whole initial_state is given to every device.
+      exchange: with axis_name, "all_gather" or None.  A window needs none: it
+        moves its halo alone, the window - 1 tokens in front of a shard.
       form: "parallel" (T x T, any derivative), "chunk" (online softmax in
         blocks, memory linear in T, reverse mode once), "recurrent" (one query
         after another, any derivative) or None: parallel up to T = 64 and chunk
@@ -85,26 +87,21 @@ def softmax_attention(
       y [B, T, H, V] in the dtype of v, accumulated in float32 (float64 if every
       float input is float64), exactly 0 at padding; and the cache with these
       tokens added, of the capacity of initial_state, else T, or window - 1 with
-      a window. None instead of a cache where causal is False.
+      a window. None instead of a cache where causal is False, and with
+      axis_name where no initial_state is given: the cache of a whole sequence
+      is not kept on every device unless asked for, with an `attention_cache`.
 
     Raises:
       ValueError: a shape, dtype, option or combination that is not accepted.
-      NotImplementedError: axis_name is given.
     """
     shapes = _softmax_checks.check_shapes(q, k, v, sink, log_decay, segment_ids)
     _softmax_checks.check_options(
         causal, window, log_decay, initial_state, form, state_dtype
     )
-    if axis_name is not None:
-        raise NotImplementedError(
-            f"{_OP}: axis_name={axis_name!r}: softmax attention cannot shard "
-            "time yet; leave axis_name None and shard the batch or the heads, "
-            "or gather q, k and v along time first"
-        )
     floats = {"q": q, "k": k, "v": v, "sink": sink, "log_decay": log_decay}
     if initial_state is not None:
         _softmax_checks.check_state(
-            shapes, initial_state, window, log_decay, segment_ids
+            shapes, initial_state, window, log_decay, segment_ids, axis_name
         )
         for name in ("k", "v", "log_decay", "log_decay_low"):
             floats[f"initial_state.{name}"] = getattr(initial_state, name)
@@ -113,6 +110,7 @@ def softmax_attention(
         initial_state = initial_state._replace(
             log_decay_low=jax.lax.stop_gradient(initial_state.log_decay_low)
         )
+    _softmax_checks.check_exchange(window, axis_name, exchange, form)
     chosen, block = _contract.choose_form(
         _OP,
         _contract.Options(
@@ -122,7 +120,8 @@ def softmax_attention(
         recurrent_up_to=0,
         default_chunk=_BLOCK,
     )
-    if form is None and chunk_size is None and shapes["T"] <= _PARALLEL_UP_TO:
+    short = axis_name is None and shapes["T"] <= _PARALLEL_UP_TO
+    if form is None and chunk_size is None and short:
         chosen = "parallel"
     accumulate = _contract.accumulation_dtype(_OP, **floats)
     if state_dtype is not None:
@@ -135,6 +134,8 @@ def softmax_attention(
         block=min(block, _contract.round_up(shapes["T"], 16)),
         accumulate=accumulate,
         state_dtype=state_dtype,
+        axis_name=axis_name,
+        exchange=exchange,
     )
     inputs = _softmax_xla.Inputs(
         q, k, v, sink, log_decay, initial_state, segment_ids

@@ -6,10 +6,13 @@ its own last W-1 real tokens (one all-gather of (W-1)(D+2) floats a row), and
 each keeps the last W-1 of those before it.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from seqjax.recurrence import segments
+from seqjax.recurrence import varying
 
 
 def incoming_window(
@@ -78,3 +81,153 @@ def last_real(
         jnp.take_along_axis(x, order[..., None], axis=1),
         jnp.take_along_axis(ids, order, axis=1),
     )
+
+
+class Route(NamedTuple):
+    """Where the real tokens in front of a shard are, where padding may be.
+
+    Attributes:
+      order: int32 [B, N], this shard's last N tokens with padding in front.
+      held: int32 [L, B], how many of a device's tokens are known to be real
+        after the first message, the second, ...
+    """
+
+    order: jax.Array
+    held: jax.Array
+
+
+def width(size: int, length: int, devices: int) -> int:
+    """Tokens of a halo of `size`: no more than the other shards have."""
+    return min(size, (devices - 1) * length)
+
+
+def hops(size: int, length: int, devices: int) -> list[int]:
+    """Tokens that come from 1, 2, ... devices before, without padding."""
+    left = width(size, length, devices)
+    counts = []
+    while left > 0:
+        counts.append(min(left, length))
+        left -= length
+    return counts
+
+
+def route(
+    segment_ids: jax.Array, counts: jax.Array, size: int, axis_name: str
+) -> Route:
+    """The route of a halo among padding.
+
+    Args:
+      segment_ids: int32 [B, T/P] of this shard.
+      counts: int32 [P, B], real tokens of every shard.
+      size: tokens of the halo.
+      axis_name: mesh axis along which time is sharded.
+    """
+    length = segment_ids.shape[1]
+    devices = counts.shape[0]
+    size = width(size, length, devices)
+    real = segment_ids != segments.PADDING
+    order = jnp.argsort(real, axis=1, stable=True)
+    order = order[:, length - min(length, size) :]
+    distance = jax.lax.axis_index(axis_name) - jnp.arange(devices)[:, None]
+    held = []
+    for reach in _reaches(devices):
+        near = (distance >= 1) & (distance <= reach)
+        held.append(jnp.sum(jnp.where(near, counts, 0), axis=0))
+    held = jnp.minimum(jnp.stack(held), size) if held else counts[:0]
+    return Route(order, held)
+
+
+def fetch(
+    x: jax.Array, size: int, route: Route | None, axis_name: str
+) -> jax.Array:
+    """The last `size` real tokens in front of this shard.
+
+    Without padding each of ceil(size / (T/P)) devices in front sends what is
+    needed of its own tokens.  With padding the tokens may be anywhere: what
+    stands in front doubles with every message, from 1, 1, 2, 4, ... devices
+    before, of which the last `size` real tokens are kept: 1 + ceil(log2(P-1))
+    messages of `size` tokens.
+
+    Args:
+      x: [B, T/P, n].
+      size: tokens of the halo.
+      route: where padding may be, else None.
+      axis_name: mesh axis along which time is sharded.
+
+    Returns:
+      [B, N, n] with N = min(size, T - T/P): latest last, zeros in front where
+      there are fewer.
+    """
+    length = x.shape[1]
+    devices = jax.lax.axis_size(axis_name)
+    if route is None:
+        parts = [
+            _send(x[:, length - count :], hop + 1, axis_name)
+            for hop, count in enumerate(hops(size, length, devices))
+        ]
+        return jnp.concatenate([x[:, :0], *parts[::-1]], axis=1)
+    size = width(size, length, devices)
+    if size == 0:
+        return x[:, :0]
+    tail = jnp.take_along_axis(x, route.order[:, :, None], axis=1)
+    tail = jnp.pad(tail, ((0, 0), (size - tail.shape[1], 0), (0, 0)))
+    tail = _send(tail, 1, axis_name)
+    for reach, held in zip(_reaches(devices)[:-1], route.held, strict=False):
+        further = _send(tail, reach, axis_name)
+        place = jnp.arange(size)[None] + held[:, None]
+        further = jnp.take_along_axis(
+            further, jnp.minimum(place, size - 1)[:, :, None], axis=1
+        )
+        tail = jnp.where((place >= size)[:, :, None], tail, further)
+    return tail
+
+
+def give_back(
+    x: jax.Array, length: int, size: int, route: Route | None, axis_name: str
+) -> jax.Array:
+    """The transpose of `fetch`: [B, N, n] to sums [B, T/P, n]."""
+    devices = jax.lax.axis_size(axis_name)
+    if route is None:
+        total = jnp.zeros((x.shape[0], length, x.shape[2]), x.dtype)
+        total = varying.match_varying(total, varying.varying_axes(x))
+        end = x.shape[1]
+        for hop, count in enumerate(hops(size, length, devices)):
+            part = _send(x[:, end - count : end], -(hop + 1), axis_name)
+            total = total.at[:, length - count :].add(part)
+            end -= count
+        return total
+    size = width(size, length, devices)
+    if size > 0:
+        steps = list(zip(_reaches(devices)[:-1], route.held, strict=False))
+        for reach, held in steps[::-1]:
+            place = jnp.arange(size)[None] + held[:, None]
+            own = jnp.where((place >= size)[:, :, None], x, 0)
+            source = jnp.arange(size)[None] - held[:, None]
+            further = jnp.take_along_axis(
+                x, jnp.maximum(source, 0)[:, :, None], axis=1
+            )
+            further = jnp.where((source >= 0)[:, :, None], further, 0)
+            x = own + _send(further, -reach, axis_name)
+        x = _send(x, -1, axis_name)
+    total = jnp.zeros((x.shape[0], length, x.shape[2]), x.dtype)
+    total = varying.match_varying(total, varying.varying_axes((x, route)))
+    rows = jnp.arange(x.shape[0])[:, None]
+    x = x[:, size - route.order.shape[1] :]
+    return total.at[rows, route.order].add(x)
+
+
+def _reaches(devices):
+    """How many devices in front are known after each message: 1, 2, 4, ..."""
+    reaches = [1] if devices > 1 else []
+    while reaches and reaches[-1] < devices - 1:
+        reaches.append(2 * reaches[-1])
+    return reaches
+
+
+def _send(x, distance, axis_name):
+    """To the device `distance` further on; zeros where none is."""
+    devices = jax.lax.axis_size(axis_name)
+    pairs = [
+        (i, i + distance) for i in range(devices) if 0 <= i + distance < devices
+    ]
+    return jax.lax.ppermute(x, axis_name, pairs)

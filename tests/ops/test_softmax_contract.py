@@ -62,9 +62,7 @@ def test_bad_input(changes, message):
         attend(options.pop("q"), options.pop("k"), options.pop("v"), **options)
 
 
-def test_sharded_time_is_refused():
-    with pytest.raises(NotImplementedError, match="cannot shard time yet"):
-        attend(Q, Q, Q, axis_name="seq")
+def test_neither_capacity_nor_window():
     with pytest.raises(ValueError, match="capacity must be given"):
         ops.attention_cache(1, None, 2, 4)
 
