@@ -1,0 +1,16 @@
+"""The config of a model that came from another project."""
+
+import dataclasses
+
+from seqjax import models
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Config(models.LanguageModelConfig):
+    """A model's config with what it was read from.
+
+    Attributes:
+      source: text of the config.json, which saving writes again.
+    """
+
+    source: str = ""

@@ -1,0 +1,39 @@
+"""Families of checkpoints, a file each.
+
+A family is two functions: `config(settings)` says which model of ours its
+settings describe, and `tensors(table, config, settings)` fills the mapping
+table (`seqjax.interop.tables`), which loading and saving both read.
+"""
+
+from types import ModuleType
+
+from seqjax.interop.families import comba
+from seqjax.interop.families import delta_net
+from seqjax.interop.families import gated_deltanet
+from seqjax.interop.families import gated_deltaproduct
+from seqjax.interop.families import gla
+from seqjax.interop.families import gsa
+from seqjax.interop.families import hgrn
+from seqjax.interop.families import hgrn2
+from seqjax.interop.families import kda
+from seqjax.interop.families import linear_attn
+from seqjax.interop.families import retnet
+from seqjax.interop.families import rwkv6
+from seqjax.interop.families import rwkv7
+
+# By the model_type that their config.json names.
+BY_TYPE: dict[str, ModuleType] = {
+    "comba": comba,
+    "delta_net": delta_net,
+    "gated_deltanet": gated_deltanet,
+    "gated_deltaproduct": gated_deltaproduct,
+    "gla": gla,
+    "gsa": gsa,
+    "hgrn": hgrn,
+    "hgrn2": hgrn2,
+    "kda": kda,
+    "linear_attn": linear_attn,
+    "retnet": retnet,
+    "rwkv6": rwkv6,
+    "rwkv7": rwkv7,
+}

@@ -1,0 +1,148 @@
+"""Loads a checkpoint, tensor by tensor, on to its devices.
+
+Each parameter is made on its devices first; then every tensor is read, sent and
+written into its place, and dropped before the next one is read.  So the host
+holds one tensor beside the model, also where the layers of a pattern are
+stacked in one parameter or projections are fused.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax import models
+from seqjax.interop import checkpoint
+from seqjax.interop import hub
+from seqjax.interop import progress as progress_lib
+from seqjax.interop import safetensors
+from seqjax.interop import tables
+from seqjax.parallel import sharding
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def load(
+    path: str | pathlib.Path,
+    *,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: sharding.ShardingRules = sharding.ShardingRules(),  # noqa: B008
+    progress: bool = True,
+) -> tuple[models.LanguageModel, dict[str, Any]]:
+    """A model and its parameters from another project's checkpoint.
+
+    Args:
+      path: a folder with config.json and safetensors, or a hub id such as
+        "owner/name" where huggingface_hub is installed.
+      dtype: of the parameters; None for what the files hold.  The model
+        computes in bfloat16 where its embedding is bfloat16, else in float32
+        (float64); dataclasses.replace(model.config, dtype=...) changes that.
+      mesh: with axes as `seqjax.parallel.mesh` makes them; None for the first
+        device.
+      rules: which axis of which parameter goes to which axis of the mesh.
+      progress: whether a bar is shown on standard error.
+
+    Returns:
+      The model and its variables, {"params": ...}.
+
+    Raises:
+      ValueError: an unknown architecture, unsupported options, tensors that are
+        missing, not known or of another shape: all of them named, before any
+        parameter is made.
+    """
+    folder = hub.folder(path)
+    entries = safetensors.entries(folder)
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    plan = checkpoint.plan(checkpoint.read_config(folder), shapes)
+    checkpoint.check_tensors(plan.links, entries)
+    dtypes = _dtypes(plan.links, entries, dtype)
+    computed = np.dtype(dtypes["embedding"]).name
+    config = dataclasses.replace(
+        plan.config, dtype="float32" if computed == "float16" else computed
+    )
+    placed = _shardings(plan.abstract, mesh, rules)
+    wanted = checkpoint.leaves(plan.abstract)
+    params = {
+        path: _empty(wanted[path].shape, dtypes[path], placed[path])
+        for path in wanted
+    }
+    bar = progress_lib.Bar(checkpoint.total_bytes(entries), progress)
+    for name, links in tables.by_tensor(plan.links).items():
+        tensor = safetensors.read(entries[name])
+        for link in links:
+            params[link.ours] = _write(
+                params[link.ours],
+                tensor,
+                link._replace(theirs="", ours="", index=()),
+                link.index,
+            )
+            # The next tensor is not read before this one can go.
+            params[link.ours].block_until_ready()
+        bar.advance(tensor.nbytes)
+        del tensor
+    bar.close()
+    tree = jax.tree_util.tree_map_with_path(
+        lambda path, _: params[sharding.path_name(path)],
+        plan.abstract["params"],
+    )
+    return models.LanguageModel(config), {"params": tree}
+
+
+def _empty(shape: tuple[int, ...], dtype: Any, placed: Any) -> jax.Array:
+    """A parameter to be filled; what no tensor fills stays 0."""
+    return jnp.zeros(shape, dtype, device=placed)
+
+
+@functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
+def _write(param, tensor, link, index):
+    """Writes a region into a parameter where it lies."""
+    region = tables.forward(link, tensor).astype(param.dtype)
+    return jax.lax.dynamic_update_slice(param, region, index)
+
+
+def _dtypes(
+    links: list[tables.Link],
+    entries: dict[str, safetensors.Entry],
+    dtype: Any,
+) -> dict[str, np.dtype]:
+    """The dtype of each parameter of ours."""
+    if dtype is not None:
+        dtype = np.dtype(dtype)
+        if dtype.name not in DTYPES:
+            raise ValueError(
+                f"dtype must be one of {DTYPES} or None, got {dtype.name!r}"
+            )
+    found: dict[str, np.dtype] = {}
+    for link in links:
+        stored = dtype
+        if stored is None and link.theirs is not None:
+            stored = entries[link.theirs].dtype
+        if stored is None:
+            continue
+        before = found.get(link.ours, stored)
+        found[link.ours] = np.dtype(jnp.promote_types(before, stored))
+    wide = sorted(p for p, d in found.items() if d == np.float64)
+    if wide and not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            f"float64 needs jax_enable_x64, for {wide}; turn it on "
+            '(JAX_ENABLE_X64=1) or pass dtype="float32"'
+        )
+    small = sorted(p for p, d in found.items() if d.name not in DTYPES)
+    if small:
+        raise ValueError(
+            f"{found[small[0]].name} parameters cannot be computed with, "
+            f"{small}; pass dtype= one of {DTYPES}"
+        )
+    return found
+
+
+def _shardings(abstract: Any, mesh: Any, rules: Any) -> dict[str, Any]:
+    if mesh is None:
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return dict.fromkeys(checkpoint.leaves(abstract), one)
+    return checkpoint.leaves(sharding.tree_shardings(abstract, mesh, rules))
