@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+from tests import xla_flags
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Compiled programs are kept between runs. JAX writes a cache file in place,
 # so another process could read half of one: each worker has its own folder,
@@ -10,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 _CACHE = ROOT / ".cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = xla_flags.flags(devices=8)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE / "children")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 # Plots and reports must not look for a display.

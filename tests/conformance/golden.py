@@ -195,7 +195,7 @@ def _program(operator, options):
             problem["ct_state"],
         )
 
-    return jax.jit(jax.vmap(one), compiler_options=runner.QUICK)
+    return jax.jit(jax.vmap(one))
 
 
 def run(cases, dtype=np.float32, **options) -> list[spec.Result]:

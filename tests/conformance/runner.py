@@ -15,13 +15,12 @@ from seqjax import ops
 from tests.conformance import cases
 from tests.conformance import spec
 
-# LLVM's optimisation is most of a compilation and changes no mathematics; the
-# programs here run once or twice.  One program an operator is compiled as users
-# get it (`board_options`).
+# Tests compile without LLVM's optimisation (tests/xla_flags.py).  One program
+# an operator is compiled as users get it (`board_options`).
 BOARD_CHUNK = 16
-QUICK = {"xla_backend_optimization_level": 0}
+AS_USERS = {"xla_backend_optimization_level": 3}
 if jax.__version_info__ < (0, 11):  # newer versions dropped the option
-    QUICK["xla_cpu_use_fusion_emitters"] = False
+    AS_USERS["xla_cpu_use_fusion_emitters"] = True
 
 # traces[key] counts how often a function was traced, by shapes
 traces: dict[tuple, int] = {}
@@ -104,7 +103,7 @@ def program(operator, gradients, options, wide=False):
     as_users = options.get("chunk_size") == BOARD_CHUNK and not wide
     return jax.jit(
         both if gradients else values,
-        compiler_options=None if as_users else QUICK,
+        compiler_options=AS_USERS if as_users else None,
     )
 
 

@@ -117,9 +117,7 @@ def sharded(operator, devices, check_vma, inside, packed, options, specs):
             check_vma=check_vma,
         )(*args)
 
-    return jax.jit(
-        in_a_step if inside else outside, compiler_options=runner.QUICK
-    )
+    return jax.jit(in_a_step if inside else outside)
 
 
 def run(operator, problem, devices, *, check_vma, inside=False, **options):

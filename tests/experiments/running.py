@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from tests import xla_flags
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATHS = (str(ROOT), str(ROOT / "kernels"))
 CONFIG = "tests/training/tiny.py"
@@ -39,7 +41,7 @@ class Command:
         """A running process; its output goes to WORKDIR.log, or to log."""
         environment = os.environ | {
             "JAX_PLATFORMS": platform,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": xla_flags.flags(devices),
             "PYTHONPATH": os.pathsep.join([*PATHS, *_inherited()]),
         }
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)

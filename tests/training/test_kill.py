@@ -17,6 +17,7 @@ import pytest
 
 from seqjax.training import checkpoints
 from seqjax.training import metrics
+from tests import xla_flags
 
 STEPS = 40
 
@@ -158,7 +159,7 @@ def test_two_processes(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = xla_flags.flags(devices=2)
     jobs = [
         subprocess.Popen(
             [sys.executable, "-c", JOB, str(tmp_path), str(port), str(index)],
