@@ -7,7 +7,7 @@ from seqjax.ops import _contract
 from seqjax.ops import _softmax_cache
 
 _OP = "softmax_attention"
-EXCHANGES = ("all_gather",)
+EXCHANGES = ("all_gather", "ring")
 
 
 def check_shapes(q, k, v, sink, log_decay, segment_ids):

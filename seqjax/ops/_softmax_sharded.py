@@ -10,9 +10,13 @@ from seqjax.ops import _softmax_context
 from seqjax.ops import _softmax_dense
 from seqjax.ops import _softmax_gates
 from seqjax.ops import _softmax_place
+from seqjax.ops import _softmax_ring
 from seqjax.ops import _softmax_shared_cache
 from seqjax.parallel import attention as exchanges
 from seqjax.parallel import halo
+
+# Bytes of gathered keys and values up to which one collective is the default.
+_GATHERED = 2**25
 
 
 def run(plan, inputs):
@@ -73,14 +77,40 @@ def _chunk(plan, inputs, place, gates, bands, exchange, route):
     shape = (q.shape[0], *shard.rank.shape[1:])
     shard = shard._replace(rank=jnp.broadcast_to(shard.rank, shape))
     shard = _contract.align_inputs({"shard": shard}, plan.axis_name)["shard"]
+    ring = _chosen(plan, inputs) == "ring"
+    zigzag = ring and plan.causal and _zigzag(plan, q)
+    block = plan.block
+    if zigzag:
+        half = _contract.round_up(q.shape[1] // 2, 16)
+        block = min(block, half)
     chunks = _softmax_chunk.Plan(
-        block=plan.block,
+        block=block,
         cached=0,
         scale=float(plan.scale),
         dtype=plan.accumulate,
         precision=_contract.precision(q, k, v),
     )
-    return _softmax_context.shard_attention(chunks, exchange, shard)
+    if not ring:
+        return _softmax_context.shard_attention(chunks, exchange, shard)
+    route = _softmax_ring.Route(plan.axis_name, zigzag)
+    return _softmax_ring.ring_attention(chunks, route, shard)
+
+
+def _chosen(plan, inputs):
+    """The exchange: the one asked for, or by the bytes that are gathered."""
+    if plan.window is not None:
+        return "halo"
+    if plan.exchange is not None:
+        return plan.exchange
+    own = inputs.k.size * inputs.k.dtype.itemsize
+    own += inputs.v.size * inputs.v.dtype.itemsize
+    gathered = own * jax.lax.axis_size(plan.axis_name)
+    return "all_gather" if gathered <= _GATHERED else "ring"
+
+
+def _zigzag(plan, q):
+    """Whether the parts of the ring's work are half-shards."""
+    return q.shape[1] % 2 == 0 and jax.lax.axis_size(plan.axis_name) > 1
 
 
 def _cached(cache, bands):

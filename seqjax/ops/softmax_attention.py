@@ -72,8 +72,13 @@ def softmax_attention(
         an empty cache).
       axis_name: mesh axis along which T is sharded, inside `jax.shard_map`; any
         T a device.  The whole initial_state is given to every device.
-      exchange: with axis_name, "all_gather" or None.  A window needs none: it
-        moves its halo alone, the window - 1 tokens in front of a shard.
+      exchange: with axis_name, how keys and values move, b bytes of them a
+        device.  "all_gather": P b in one message, and their cotangents back in
+        one; held until the backward pass.  "ring" (chunk form): P - 1 messages
+        of b, twice that backward, never more than 2 b held, and causal work
+        balanced over devices.  None: "all_gather" up to 32 MiB gathered (and
+        in the recurrent form), else "ring".  A window takes None: it moves its
+        halo alone, the window - 1 tokens in front of a shard.
       form: "parallel" (T x T, any derivative), "chunk" (online softmax in
         blocks, memory linear in T, reverse mode once), "recurrent" (one query
         after another, any derivative) or None: parallel up to T = 64 and chunk
