@@ -11,7 +11,7 @@ per token and head.
 """
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from flax import linen as nn
 import jax
@@ -108,6 +108,7 @@ class Attention(mixer.Mixer):
             initial_state=state,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         o = self._gate(o, x)
         y = projections.from_heads(
@@ -168,6 +169,8 @@ class AttentionOptions(mixer.HeadOptions):
       qk_norm: whether queries and keys are normalised per head.
     """
 
+    shards_time: ClassVar[bool] = True
+
     key_value_heads: int | None = None
     window: int | None = None
     rotary_base: float | None = 10000.0
@@ -201,7 +204,7 @@ class AttentionOptions(mixer.HeadOptions):
             self.rotary_base,
             self.output_gate,
             self.qk_norm,
-            **self.common(host),
+            **self.common(host) | {"exchange": host.attention_exchange},
             **module,
         )
 

@@ -13,7 +13,7 @@ head.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -91,6 +91,7 @@ class Comba(delta_mixer.DeltaMixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         y = projections.read_out(
             self, o, x, gated=self.output_gate, activation=nn.sigmoid
@@ -109,6 +110,8 @@ class CombaOptions(delta_mixer.DeltaOptions):
       correction_factor: initial factor of that correction.
       output_gate: whether the output is gated.
     """
+
+    shards_time: ClassVar[bool] = True
 
     value_expand: float = 2.0
     inner_decay: bool = True

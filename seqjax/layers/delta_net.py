@@ -68,6 +68,7 @@ class DeltaNet(delta_mixer.DeltaMixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         y = projections.read_out(self, o, x, gated=self.output_gate)
         return y, delta_mixer.DeltaState(conv, memory)
@@ -80,6 +81,8 @@ class DeltaNetOptions(delta_mixer.DeltaOptions):
     Attributes:
       output_gate: whether the output is gated.
     """
+
+    shards_time: ClassVar[bool] = True
 
     decay: ClassVar[bool] = False
 

@@ -11,7 +11,7 @@ O(n*K*V) per token and head, and n times the projections of k and v.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -69,6 +69,7 @@ class GatedDeltaProduct(delta_mixer.DeltaMixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         y = projections.read_out(self, o, x, gated=self.output_gate)
         return y, delta_mixer.DeltaState(conv, memory)
@@ -83,6 +84,8 @@ class GatedDeltaProductOptions(delta_mixer.DeltaOptions):
       decay: whether the memory decays.
       output_gate: whether the output is gated.
     """
+
+    shards_time: ClassVar[bool] = True
 
     value_expand: float = 2.0
     negative_eigenvalues: bool = True

@@ -10,7 +10,7 @@ written is never corrected, so recall is bounded by how little keys overlap.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -118,6 +118,7 @@ class GLA(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         y = projections.read_out(
             self, o, x, gated=self.output_gate, kernel_init=xavier
@@ -136,6 +137,8 @@ class GLAOptions(mixer.ExpandedOptions):
       conv_width: of a short convolution; None for none, as published.
       output_gate: whether the output is gated.
     """
+
+    shards_time: ClassVar[bool] = True
 
     key_expand: float = 0.5
     gate_rank: int = 16

@@ -12,7 +12,7 @@ wanted.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -114,6 +114,7 @@ class GSA(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         y = projections.read_out(
             self, nn.silu(o), x, gated=False, full_width=True
@@ -131,6 +132,8 @@ class GSAOptions(mixer.ExpandedOptions):
       conv_width: tokens a short convolution of q, k, v sees; None for none.
       scale: factor of q.
     """
+
+    shards_time: ClassVar[bool] = True
 
     slots: int = 64
     gate_normalizer: float = 8.0

@@ -11,7 +11,7 @@ weakest of the mixers here.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -82,6 +82,7 @@ class HGRN(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         gate = project("gate", self.dtype)
         o = norms.GatedRMSNorm(eps=self.eps, name="norm")(h, gate)
@@ -105,6 +106,8 @@ class HGRNOptions(mixer.Options):
       expand: channels of the recurrence over the model's width.
       use_lower_bound: whether the forget gate has a learned lower bound.
     """
+
+    shards_time: ClassVar[bool] = True
 
     expand: float = 1.0
     use_lower_bound: bool = True

@@ -11,7 +11,7 @@ additive, so recall is bounded by how little keys overlap.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -88,6 +88,7 @@ class HGRN2(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         y = projections.read_out(self, o, x, gated=False, full_width=True)
         return y, HGRN2State(memory)
@@ -100,6 +101,8 @@ class HGRN2Options(mixer.ExpandedOptions):
     Attributes:
       use_lower_bound: whether the forget gate has a learned lower bound.
     """
+
+    shards_time: ClassVar[bool] = True
 
     use_lower_bound: bool = True
 

@@ -13,7 +13,7 @@ dearest here per number of the state for its channel decays.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -77,6 +77,7 @@ class KDA(delta_mixer.DeltaMixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         gate = convolved.low_rank(
             x,
@@ -103,6 +104,8 @@ class KDAOptions(delta_mixer.DeltaOptions):
       floor: None, or the strongest log decay of a token: -5 is the "safe
         gate".
     """
+
+    shards_time: ClassVar[bool] = True
 
     full_gates: bool = False
     gate_bias: bool = True

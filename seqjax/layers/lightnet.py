@@ -10,7 +10,7 @@ H*K*(V + 1) numbers a row, cost O(K*V) per token and head.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -87,6 +87,7 @@ class LightNet(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         gate = convolved.low_rank(
             x,
@@ -107,6 +108,8 @@ class LightNetOptions(mixer.ExpandedOptions):
     Attributes:
       gate_rank: inner width of the map that makes the output gate.
     """
+
+    shards_time: ClassVar[bool] = True
 
     gate_rank: int = 128
 

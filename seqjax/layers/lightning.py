@@ -11,7 +11,7 @@ decides what is kept.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -95,6 +95,7 @@ class Lightning(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         low = x
         if self.gate_rank is not None:
@@ -129,6 +130,8 @@ class LightningOptions(mixer.HeadOptions):
       slopes: decay table, over all layers of the model.
       gate_rank: None for a full output gate, or its inner width.
     """
+
+    shards_time: ClassVar[bool] = True
 
     slopes: slopes_lib.Slopes = "minimax"
     gate_rank: int | None = None

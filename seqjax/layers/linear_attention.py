@@ -14,7 +14,7 @@ token and head; nothing is ever forgotten.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -166,6 +166,7 @@ class LinearAttention(mixer.Mixer):
             initial_state=before,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         if self.output_norm:
             y = projections.read_out(self, o, x, gated=False)
@@ -188,6 +189,8 @@ class LinearAttentionOptions(mixer.ExpandedOptions):
         map.
       output_norm: whether the output is normalised per head.
     """
+
+    shards_time: ClassVar[bool] = True
 
     feature_map: Map = "hadamard"
     tie_maps: bool = False
@@ -214,6 +217,8 @@ class BasedOptions(mixer.HeadOptions):
     Attributes:
       feature_dim: channels of a head's queries and keys.
     """
+
+    shards_time: ClassVar[bool] = True
 
     feature_dim: int = 16
 

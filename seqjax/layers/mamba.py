@@ -12,7 +12,7 @@ size, since no matrix product composes its tokens (Mamba-2 mends that).
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -115,6 +115,7 @@ class Mamba(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         y = nn.Dense(
             width,
@@ -146,6 +147,8 @@ class MambaOptions(mixer.Options):
       state_size: N.
       conv_width: tokens the short convolution sees.
     """
+
+    shards_time: ClassVar[bool] = True
 
     expand: float = 2.0
     step_rank: int | None = None

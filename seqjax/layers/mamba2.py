@@ -12,7 +12,7 @@ the largest state of the mixers here, recall grows with N.
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -140,6 +140,7 @@ class Mamba2(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         y = self._gated(y.reshape(z.shape), z)
         y = nn.Dense(
@@ -182,6 +183,8 @@ class Mamba2Options(mixer.Options):
       smallest_step: lower bound of the time step.
       largest_step: its upper bound; None for none.
     """
+
+    shards_time: ClassVar[bool] = True
 
     expand: float = 2.0
     head_dim: int = 64

@@ -44,12 +44,15 @@ class Mixer(nn.Module, kw_only=True):
       dtype: of the computation; parameters, gates and states are float32.
       residual_scale: factor on the initial output projection.
       axis_name: mesh axis that shards T, inside `jax.shard_map`.
+      exchange: how the operator exchanges states along it, None for its
+        default.
     """
 
     eps: float = 1e-5
     dtype: jnp.dtype = jnp.float32
     residual_scale: float = 1.0
     axis_name: str | None = None
+    exchange: str | None = None
 
     @nn.nowrap
     def init_state(self, batch: int, capacity: int) -> Any:
@@ -71,6 +74,8 @@ class Host(NamedTuple):
       residual_scale: factor on the initial output projection.
       layers_of_kind: how many of the layers are of this mixer.
       axis_name: mesh axis that shards T.
+      exchange: along it, of recurrent mixers; None for the default.
+      attention_exchange: along it, of softmax attention; likewise.
     """
 
     width: int
@@ -82,6 +87,8 @@ class Host(NamedTuple):
     residual_scale: float = 1.0
     layers_of_kind: int = 1
     axis_name: str | None = None
+    exchange: str | None = None
+    attention_exchange: str | None = None
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -96,6 +103,9 @@ class Options:
 
     # FLOPs a token for each number of the state: decay 1, write 2, read 2.
     flops_per_state: ClassVar[float] = 5.0
+    # Whether the layer hands `axis_name` on; one that does not would treat
+    # every shard of a sequence as a sequence.
+    shards_time: ClassVar[bool] = False
 
     eps: float | None = None
 
@@ -106,6 +116,7 @@ class Options:
             "dtype": host.dtype,
             "residual_scale": host.residual_scale,
             "axis_name": host.axis_name,
+            "exchange": host.exchange,
         }
 
     @property
@@ -122,6 +133,38 @@ class Options:
         """Raises ValueError naming the field by its path, such as "gla."."""
         del host
         fields.check(self, path)
+
+    def check_sharded(
+        self, host: Host, path: str, length: int, devices: int
+    ) -> None:
+        """Raises ValueError unless T can be sharded over so many devices.
+
+        Args:
+          host: the model.
+          path: of the options, such as "gla.".
+          length: T, of the whole sequence; divisible by `devices`.
+          devices: P, at least 2.
+        """
+        name = path.rstrip(".")
+        if not self.shards_time:
+            raise ValueError(
+                f"mesh.seq = {devices} shards time, but {name} has no "
+                f"sequence-parallel form ({type(self).__name__}.shards_time "
+                f"is not set); set mesh.seq to 1, or take another mixer"
+            )
+        state = jax.eval_shape(
+            lambda: self.build(host, parent=None).init_state(1, 1)
+        )
+        past = [getattr(state, n) for n in PAST_INPUTS if n in state._fields]
+        seen = max((leaf.shape[1] for leaf in jax.tree.leaves(past)), default=0)
+        if length // devices < seen:
+            raise ValueError(
+                f"mesh.seq = {devices} leaves {length // devices} of "
+                f"{length} tokens to each device, but {name} looks {seen} "
+                f"tokens back at the device before; lower mesh.seq to at most "
+                f"{length // seen}, or raise data.sequence_length to at least "
+                f"{seen * devices}"
+            )
 
     def build(self, host: Host, **module: Any) -> Mixer:
         """The layer; `module` is `name` or `parent`, as Flax takes them."""

@@ -13,7 +13,7 @@ how little keys overlap.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -103,6 +103,7 @@ class MLSTM(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         h = norms.HeadLayerNorm(self.eps, use_bias=False, name="norm")(h)
         h = h * nn.sigmoid(project("gate", self.value_dim))
@@ -125,6 +126,8 @@ class MLSTMOptions(mixer.ExpandedOptions):
     Attributes:
       gate_cap: bound of the gates before their activation; None for none.
     """
+
+    shards_time: ClassVar[bool] = True
 
     key_expand: float = 0.5
     gate_cap: float | None = 15.0

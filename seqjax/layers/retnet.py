@@ -10,7 +10,7 @@ cost O(K*V) per token and head; weak at recall, since the decay is fixed.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -101,6 +101,7 @@ class RetNet(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         o = norms.GatedRMSNorm(eps=self.eps, name="norm")(
             o, project("gate", value_dim)
@@ -123,6 +124,8 @@ class RetNetOptions(mixer.HeadOptions):
       value_expand: value width of a head over its key width.
       rotary_base: of the rotary angles.
     """
+
+    shards_time: ClassVar[bool] = True
 
     value_expand: float = 2.0
     rotary_base: float = 10000.0

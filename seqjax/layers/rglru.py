@@ -13,7 +13,7 @@ holds no associations, which Griffin leaves to local attention.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -122,6 +122,7 @@ class RGLRU(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         gate = nn.gelu(dense(self.inner, "gate")(x))
         y = dense(x.shape[-1], "out", self.residual_scale)(
@@ -215,6 +216,8 @@ class RGLRUOptions(mixer.Options):
       blocks: of the gates' maps; None for the model's number of heads.
       conv_width: tokens the short convolution sees.
     """
+
+    shards_time: ClassVar[bool] = True
 
     expand: float = 1.0
     blocks: int | None = None

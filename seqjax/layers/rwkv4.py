@@ -12,7 +12,7 @@ channel holds no associations, so recall is weak.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -114,6 +114,7 @@ class RWKV4(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         gate = nn.sigmoid(project("receptance", self.dtype))
         y = nn.Dense(
@@ -135,6 +136,8 @@ class RWKV4Options(mixer.Options):
     Attributes:
       expand: channels of the average over the model's width.
     """
+
+    shards_time: ClassVar[bool] = True
 
     expand: float = 1.0
 

@@ -13,7 +13,7 @@ bounded by how little keys overlap.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -126,6 +126,7 @@ class RWKV6(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         o = norms.HeadLayerNorm(self.group_eps, name="norm")(o)
         y = projections.from_heads(
@@ -192,6 +193,8 @@ class RWKV6Options(mixer.ExpandedOptions):
       decay_rank: inner width of the map that makes the decay.
       group_eps: of the norm of each head.
     """
+
+    shards_time: ClassVar[bool] = True
 
     mix_rank: int = 32
     decay_rank: int = 64

@@ -174,6 +174,7 @@ class RWKV7(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         o = norms.HeadLayerNorm(self.group_eps, name="norm")(o)
         bonus = per_key("bonus", nn.initializers.constant(-0.04))
@@ -250,6 +251,8 @@ class RWKV7Options(mixer.ExpandedOptions):
       gate_rank: inner width of the map that makes the output gate.
       group_eps: of the norm of each head.
     """
+
+    shards_time: ClassVar[bool] = True
 
     # Decay 1, read along k' 2, remove 2, write 2, read 2.
     flops_per_state: ClassVar[float] = 9.0

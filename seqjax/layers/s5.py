@@ -14,7 +14,7 @@ what is kept.  State 2 P = N numbers a row, cost O(D N) a token.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -103,6 +103,7 @@ class S5(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         o = 2 * (h.real @ C[..., 0] - h.imag @ C[..., 1])
         o = nn.gelu(o + D[None, None] * u).astype(self.dtype)
@@ -158,6 +159,8 @@ class S5Options(mixer.Options):
       state_size: N; None for the model's width.
       blocks: J, blocks of the first state matrix.
     """
+
+    shards_time: ClassVar[bool] = True
 
     state_size: int | None = None
     blocks: int = 1

@@ -10,7 +10,7 @@ bounded by the state.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -96,6 +96,7 @@ class SimpleGLA(mixer.Mixer):
             initial_state=None if state is None else state.memory,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
+            exchange=self.exchange,
         )
         gate = projections.to_heads(x, heads, dim, self.dtype, "gate")
         o = norms.GatedRMSNorm(eps=self.eps, name="norm")(o, gate)
@@ -113,6 +114,8 @@ class SimpleGLAOptions(mixer.HeadOptions):
       conv_width: tokens the short convolution sees.
       gate_normalizer: divides the log gate.
     """
+
+    shards_time: ClassVar[bool] = True
 
     conv_width: int = 4
     gate_normalizer: float = 16.0

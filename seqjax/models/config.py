@@ -195,6 +195,31 @@ class LanguageModelConfig:
             options.check(self.host(name), f"{prefix}{name}.")
         self._check_mlps(prefix)
 
+    def check_sharded(
+        self, length: int, devices: int, prefix: str = ""
+    ) -> None:
+        """Raises ValueError unless a mesh axis can shard T.
+
+        Args:
+          length: T, of the whole sequence.
+          devices: P, of the axis.
+          prefix: as in `validate`.
+        """
+        if devices == 1:
+            return
+        if length % devices:
+            down, up = length // devices * devices, -(-length // devices)
+            near = [n for n in (down, up * devices) if n]
+            raise ValueError(
+                f"data.sequence_length = {length} is not divisible by "
+                f"mesh.seq = {devices}; set data.sequence_length to "
+                f"{' or '.join(map(str, near))}, or another mesh.seq"
+            )
+        for name in dict.fromkeys(self.pattern):
+            self.options(name).check_sharded(
+                self.host(name), f"{prefix}{name}.", length, devices
+            )
+
     def _check_mlps(self, prefix: str) -> None:
         accepted = self.mlp_names()
         if (

@@ -1,8 +1,7 @@
 """The device mesh of a run: axes data, fsdp and seq.
 
 ``data`` and ``fsdp`` both split the batch; ``fsdp`` splits large parameters
-as well (see ``seqjax.parallel.sharding``).  ``seq`` is kept for sequence
-parallelism and must be 1 for now.
+as well (see ``seqjax.parallel.sharding``); ``seq`` splits each sequence.
 """
 
 import dataclasses
@@ -11,15 +10,30 @@ import jax
 
 AXES = ("data", "fsdp", "seq")
 BATCH_AXES = ("data", "fsdp")
+SEQUENCE_AXIS = "seq"
+EXCHANGES = ("auto", "all_gather", "prefix_scan", "ring")
+ATTENTION_EXCHANGES = ("auto", "all_gather", "ring")
 
 
 @dataclasses.dataclass
 class MeshConfig:
-    """How many devices each mesh axis takes; data=-1 takes what is left."""
+    """How many devices each mesh axis takes, and what moves along seq.
+
+    Attributes:
+      data: parts of the batch; -1 takes the devices that are left.
+      fsdp: further parts of the batch, and parts of large parameters.
+      seq: parts of each sequence.
+      exchange: how recurrent mixers pass their states along seq; "auto" is the
+        default of each operator, by bytes and number of devices.
+      attention_exchange: how softmax attention passes keys and values; with a
+        window only a halo moves, whatever this says.
+    """
 
     data: int = -1
     fsdp: int = 1
     seq: int = 1
+    exchange: str = "auto"
+    attention_exchange: str = "auto"
 
     def validate(self) -> None:
         """Raises ValueError for sizes that no machine can satisfy."""
@@ -28,13 +42,20 @@ class MeshConfig:
                 f"mesh.data must be -1 (all remaining devices) or at least 1, "
                 f"got {self.data}"
             )
-        if self.fsdp < 1:
-            raise ValueError(f"mesh.fsdp must be at least 1, got {self.fsdp}")
-        if self.seq != 1:
-            raise ValueError(
-                f"mesh.seq must be 1, got {self.seq}: sharding the sequence "
-                f"inside training is not built yet; use mesh.data or mesh.fsdp"
-            )
+        for name in ("fsdp", "seq"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"mesh.{name} must be at least 1, got {getattr(self, name)}"
+                )
+        for name, accepted in (
+            ("exchange", EXCHANGES),
+            ("attention_exchange", ATTENTION_EXCHANGES),
+        ):
+            if getattr(self, name) not in accepted:
+                raise ValueError(
+                    f"mesh.{name} must be one of {accepted}, got "
+                    f"{getattr(self, name)!r}"
+                )
 
     def sizes(self, device_count: int) -> tuple[int, int, int]:
         """The axis sizes for that many devices, or ValueError with a remedy."""
@@ -46,7 +67,8 @@ class MeshConfig:
             raise ValueError(
                 f"mesh data={self.data}, fsdp={self.fsdp}, seq={self.seq} "
                 f"takes {data * rest} devices, but {device_count} are there; "
-                f"set mesh.data=-1 and a mesh.fsdp that divides {device_count}"
+                f"set mesh.data=-1 and mesh.fsdp * mesh.seq to a divisor of "
+                f"{device_count}"
             )
         return data, self.fsdp, self.seq
 

@@ -1,9 +1,9 @@
 """Sharding rules: which axis of which leaf goes to which mesh axis.
 
 The rules are applied to a tree of shapes by path, from outside; modules know
-nothing of the mesh.  The batch is split over data and fsdp; a large leaf is
-split over fsdp along its largest divisible axis; everything else is
-replicated.
+nothing of the mesh.  The batch is split over data and fsdp and its sequences
+over seq; a large leaf is split over fsdp along its largest divisible axis;
+everything else is replicated.
 """
 
 import dataclasses
@@ -71,8 +71,9 @@ def tree_shardings(
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-    """The sharding of a batch leaf [B, ...]: B over data and fsdp."""
-    return jax.sharding.NamedSharding(mesh, P(mesh_lib.BATCH_AXES))
+    """The sharding of a batch leaf [B, T]: data and fsdp, and seq."""
+    spec = P(mesh_lib.BATCH_AXES, mesh_lib.SEQUENCE_AXIS)
+    return jax.sharding.NamedSharding(mesh, spec)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

@@ -163,6 +163,17 @@ class TrainConfig:
                 f"{self.steps}, got {self.optimizer.warmup_steps}; lower it, "
                 f"or raise steps"
             )
+        try:
+            self.resolved_model("float32").check_sharded(
+                self.data.sequence_length, self.mesh.seq, "model."
+            )
+        except ValueError as error:
+            raise flags.ConfigError(str(error)) from error
+        if self.debug and self.mesh.seq > 1:
+            raise flags.ConfigError(
+                f"debug runs without jit, on whole sequences: mesh.seq must "
+                f"be 1, got {self.mesh.seq}; leave debug or mesh.seq out"
+            )
         # Also where mesh.data is -1: that takes one device or more.
         self.check_devices(max(self.mesh.data, 1) * self.mesh.fsdp)
 

@@ -15,8 +15,10 @@ from seqjax import models
 from seqjax.parallel import mesh as mesh_lib
 from seqjax.parallel import sharding
 from seqjax.training import config as config_lib
+from seqjax.training import feeding
 from seqjax.training import flags
 from seqjax.training import optimizer as optimizer_lib
+from seqjax.training import over_mesh
 from seqjax.training import progress as progress_lib
 from seqjax.training import state as state_lib
 from seqjax.training import step as step_lib
@@ -55,13 +57,19 @@ class Programs:
             )
         except ValueError as error:
             raise flags.ConfigError(str(error)) from error
-        self._batch_sharding = sharding.batch_sharding(self.mesh)
+        # Without jit the compiler's own way is the faster one, by far.
+        self._layout = None
+        if not config.debug:
+            self._layout = over_mesh.layout(
+                self.mesh, config.mesh, self.abstract_state.params
+            )
         shape = (config.data.batch_size, config.data.sequence_length)
+        self.feed = feeding.feed(self.mesh, shape)
         self._abstract_batch = {
             key: jax.ShapeDtypeStruct(
                 shape,
                 _DTYPES.get(key, jnp.int32),
-                sharding=self._batch_sharding,
+                sharding=self.feed.sharding,
             )
             for key in step_lib.KEYS
         }
@@ -82,12 +90,7 @@ class Programs:
 
     def put(self, batch: dict[str, np.ndarray]) -> step_lib.Batch:
         """This process's rows of a batch, as global arrays on the mesh."""
-        return {
-            key: jax.make_array_from_process_local_data(
-                self._batch_sharding, batch[key]
-            )
-            for key in step_lib.KEYS
-        }
+        return {key: self.feed.put(batch[key]) for key in step_lib.KEYS}
 
     def init(
         self, progress: progress_lib.Progress, stop: Callable[[], bool]
@@ -105,7 +108,7 @@ class Programs:
     ) -> None:
         """Compiles the train step (unless debug runs it uncompiled)."""
         function = step_lib.make_train_step(
-            self.model, self._optimizer, self._config
+            self._model_across(), self._optimizer, self._config, self._layout
         )
         where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         self._train_step = self._compiled(
@@ -128,7 +131,7 @@ class Programs:
             return
         self._eval_step = self._compiled(
             "the evaluation step",
-            step_lib.make_eval_step(self.model),
+            step_lib.make_eval_step(self._model_across(), self._layout),
             (self.abstract_state.params, self._abstract_batch),
             {"out_shardings": sharding.replicated(self.mesh)},
             progress,
@@ -144,6 +147,12 @@ class Programs:
         """Sums of the loss and of the tokens of one batch."""
         assert self._eval_step is not None
         return self._eval_step(params, batch)
+
+    def _model_across(self) -> models.LanguageModel:
+        """The model as the steps call it: each device its part of it."""
+        if self._layout is None:
+            return self.model
+        return models.LanguageModel(self.model.config, self._layout.across)
 
     def _compiled(
         self,

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import jax
 
 from seqjax import data
+from seqjax.parallel import mesh as mesh_lib
 from seqjax.parallel import sharding
 from seqjax.training import _processes
 from seqjax.training import background
 from seqjax.training import binding
 from seqjax.training import checkpoints
 from seqjax.training import config as config_lib
+from seqjax.training import feeding
 from seqjax.training import flags
 from seqjax.training import metrics
 from seqjax.training import programs
@@ -94,7 +96,9 @@ def assemble(
     except ValueError as error:
         raise flags.ConfigError(str(error)) from error
     config.check_devices(data_shards * fsdp)
-    shard = (jax.process_index(), jax.process_count())
+    shape = (config.data.batch_size, config.data.sequence_length)
+    feed = feeding.feed(mesh_lib.make_mesh(config.mesh), shape)
+    shard = (feed.index, feed.count)
     try:
         corpus = background.Job(lambda: data.corpus(config.data)).wait(stop)
         train_data = data.make_train_iterator(

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from seqjax import models
+from seqjax.recurrence import varying
 from seqjax.training import optimizer as optimizer_lib
+from seqjax.training import over_mesh
 from seqjax.training import state as state_lib
 
 Batch = dict[str, jax.Array]
@@ -55,21 +57,73 @@ def split(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(one, batch)
 
 
+def _make_loss_and_gradients(
+    model: models.LanguageModel, config: Any, layout: over_mesh.Layout | None
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """Summed loss over the tokens of all devices, of this device's batch."""
+    whole = over_mesh.whole(layout)
+
+    def loss_fn(
+        params: Any, part: Batch, tokens: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        logits, _ = model.apply(
+            whole(optimizer_lib.freeze(config.optimizer, params)),
+            part["inputs"],
+            segment_ids=part["segment_ids"],
+            rngs={"dropout": key},
+        )
+        total = cross_entropy_sum(logits, part["targets"], part["weights"])
+        return total / jnp.maximum(tokens, 1.0)
+
+    value_and_grad = jax.value_and_grad(loss_fn)
+
+    def loss_and_gradients(
+        params: Any, batch: Batch, tokens: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        def of_part(part: Batch, index: jax.Array) -> Any:
+            return value_and_grad(
+                params, part, tokens, jax.random.fold_in(key, index)
+            )
+
+        if config.accumulation == 1:
+            return of_part(batch, jnp.int32(0))
+
+        def add(carry: Any, item: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, of_part(*item)), None
+
+        zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        zeros = varying.match_varying(zeros, varying.varying_axes(params))
+        parts = split(batch, config.accumulation)
+        found, _ = jax.lax.scan(
+            add, zeros, (parts, jnp.arange(config.accumulation))
+        )
+        return found
+
+    return loss_and_gradients
+
+
 def make_train_step(
     model: models.LanguageModel,
     optimizer: optax.GradientTransformation,
     config: Any,
+    layout: over_mesh.Layout | None = None,
 ) -> Callable[
     [state_lib.TrainState, Batch],
     tuple[state_lib.TrainState, dict[str, jax.Array]],
 ]:
     """``step(state, batch) -> (state, metrics)`` for a TrainConfig.
 
+    With a layout the model must be one that lies across its mesh.
+
     metrics are scalars: loss (nats a token), grad_norm (before clipping),
     learning_rate, tokens (that carry weight), finite (bool), skipped
     (cumulative).  An update that is not finite is never applied; whether the
     run goes on is the caller's policy.
     """
+
+    loss_and_gradients = over_mesh.sums_and_gradients(
+        _make_loss_and_gradients(model, config, layout), layout
+    )
 
     def train_step(
         state: state_lib.TrainState, batch: Batch
@@ -78,34 +132,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         tokens = jnp.sum(batch["weights"])
 
-        def loss_fn(params: Any, part: Batch, index: jax.Array) -> jax.Array:
-            logits, _ = model.apply(
-                optimizer_lib.freeze(config.optimizer, params),
-                part["inputs"],
-                segment_ids=part["segment_ids"],
-                rngs={"dropout": jax.random.fold_in(key, index)},
-            )
-            total = cross_entropy_sum(logits, part["targets"], part["weights"])
-            return total / jnp.maximum(tokens, 1.0)
-
-        value_and_grad = jax.value_and_grad(loss_fn)
-        if config.accumulation == 1:
-            loss, grads = value_and_grad(state.params, batch, jnp.int32(0))
-        else:
-
-            def add(carry: Any, item: Any) -> tuple[Any, None]:
-                part, index = item
-                value = value_and_grad(state.params, part, index)
-                return jax.tree.map(jnp.add, carry, value), None
-
-            parts = split(batch, config.accumulation)
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
-            (loss, grads), _ = jax.lax.scan(
-                add,
-                (jnp.zeros(()), zeros),
-                (parts, jnp.arange(config.accumulation)),
-            )
-
+        loss, grads = loss_and_gradients(state.params, batch, tokens, key)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = optimizer_lib.learning_rate(
@@ -146,14 +173,14 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: models.LanguageModel,
+    model: models.LanguageModel, layout: over_mesh.Layout | None = None
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """``step(params, batch)``: sums of nats and of tokens over a batch."""
+    whole = over_mesh.whole(layout)
 
-    def eval_step(params: Any, batch: Batch) -> dict[str, jax.Array]:
-        traces["eval_step"] += 1
+    def nats_and_tokens(params: Any, batch: Batch) -> dict[str, jax.Array]:
         logits, _ = model.apply(
-            params, batch["inputs"], segment_ids=batch["segment_ids"]
+            whole(params), batch["inputs"], segment_ids=batch["segment_ids"]
         )
         return {
             "nats": cross_entropy_sum(
@@ -161,5 +188,11 @@ def make_eval_step(
             ),
             "tokens": jnp.sum(batch["weights"]),
         }
+
+    summed = over_mesh.sums(nats_and_tokens, layout)
+
+    def eval_step(params: Any, batch: Batch) -> dict[str, jax.Array]:
+        traces["eval_step"] += 1
+        return summed(params, batch)
 
     return eval_step

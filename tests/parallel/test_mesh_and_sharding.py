@@ -15,11 +15,13 @@ def test_sizes():
     assert mesh_lib.MeshConfig().sizes(8) == (8, 1, 1)
     assert mesh_lib.MeshConfig(fsdp=4).sizes(8) == (2, 4, 1)
     assert mesh_lib.MeshConfig(data=2, fsdp=4).sizes(8) == (2, 4, 1)
+    assert mesh_lib.MeshConfig(seq=4).sizes(8) == (2, 1, 4)
     for bad in (mesh_lib.MeshConfig(fsdp=3), mesh_lib.MeshConfig(data=3)):
         with pytest.raises(ValueError, match="8 are there; set mesh.data=-1"):
             bad.sizes(8)
-    with pytest.raises(ValueError, match="takes 16 devices, but 8"):
-        mesh_lib.MeshConfig(fsdp=16).sizes(8)
+    for many in (mesh_lib.MeshConfig(fsdp=16), mesh_lib.MeshConfig(seq=16)):
+        with pytest.raises(ValueError, match="takes 16 devices, but 8"):
+            many.sizes(8)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,12 @@ def test_sizes():
     [
         (mesh_lib.MeshConfig(data=0), "mesh.data must be -1 .* got 0"),
         (mesh_lib.MeshConfig(fsdp=0), "mesh.fsdp must be at least 1, got 0"),
-        (mesh_lib.MeshConfig(seq=2), "mesh.seq must be 1, got 2"),
+        (mesh_lib.MeshConfig(seq=0), "mesh.seq must be at least 1, got 0"),
+        (mesh_lib.MeshConfig(exchange="star"), "mesh.exchange must be one of"),
+        (
+            mesh_lib.MeshConfig(attention_exchange="prefix_scan"),
+            "mesh.attention_exchange must be one of .* got 'prefix_scan'",
+        ),
     ],
 )
 def test_impossible_sizes(config, text):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 class TwoMatrices:
     """logits = tanh(E[token]) W, with a LanguageModel's way of being called."""
 
-    def __init__(self, config=None):
-        self.config = config
+    def __init__(self, config=None, across=None):
+        self.config, self.across = config, across
         self.vocab, self.width = (config.vocab_size if config else 11), 6
 
     def init(self, key, tokens):

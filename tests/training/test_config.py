@@ -4,6 +4,7 @@ import runpy
 
 import pytest
 
+from seqjax import layers
 from seqjax.training import config as config_lib
 from seqjax.training import flags
 from tests import _tree
@@ -32,7 +33,22 @@ from tests.training import tiny
             ["must not be negative or infinite, got -1"],
         ),
         ("optimizer.final_fraction", "2", ["must be in [0, 1], got 2"]),
-        ("mesh.seq", "2", ["mesh.seq must be 1, got 2"]),
+        (
+            "mesh.seq",
+            "3",
+            ["= 16 is not divisible by mesh.seq = 3", "15 or 18"],
+        ),
+        (
+            "mesh.seq",
+            "8",
+            [
+                "leaves 2 of 16 tokens",
+                "model.simple_gla looks 3 tokens back",
+                "mesh.seq to at most 5",
+                "at least 24",
+            ],
+        ),
+        ("mesh.exchange", "star", ["mesh.exchange must be one of", "'ring'"]),
         (
             "mesh.data",
             "16",
@@ -64,6 +80,22 @@ def test_bad_values(path, text, parts):
         config.validate()
     for part in parts:
         assert part in str(error.value)
+
+
+def test_what_cannot_shard_time(monkeypatch):
+    config = tiny.get_config()
+    config.mesh.seq = 2
+    config.validate()
+    config.debug = True
+    with pytest.raises(flags.ConfigError, match="mesh.seq must be 1, got 2"):
+        config.validate()
+    config.debug = False
+    monkeypatch.setattr(layers.SimpleGLAOptions, "shards_time", False)
+    with pytest.raises(
+        flags.ConfigError,
+        match="mesh.seq = 2 .* model.simple_gla has no sequence-parallel form",
+    ):
+        config.validate()
 
 
 def test_the_batch_on_the_devices():
