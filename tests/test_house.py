@@ -44,6 +44,8 @@ LAZY_ONLY = (
     "tensorflow",
     "triton",
     "wandb",
+    "huggingface_hub",
+    "tokenizers",
 )
 # Distributions whose import name is another.
 IMPORT_NAMES = {"absl-py": "absl", "orbax-checkpoint": "orbax"}

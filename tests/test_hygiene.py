@@ -49,11 +49,14 @@ def test_every_module_imports_without_optional_packages():
     script = IMPORT_ALL.format(
         modules=modules,
         blocked=(
+            "huggingface_hub",
             "jax_triton",
             "matplotlib",
             "tensorboardX",
             "tensorflow",
+            "tokenizers",
             "torch",
+            "transformers",
             "triton",
             "wandb",
         ),

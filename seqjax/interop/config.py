@@ -1,6 +1,7 @@
 """The config of a model that came from another project."""
 
 import dataclasses
+import json
 
 from seqjax import models
 
@@ -14,3 +15,8 @@ class Config(models.LanguageModelConfig):
     """
 
     source: str = ""
+
+    @property
+    def family(self) -> str:
+        """Its model_type."""
+        return json.loads(self.source)["model_type"]

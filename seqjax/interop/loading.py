@@ -42,8 +42,8 @@ def load(
       dtype: of the parameters; None for what the files hold.  The model
         computes in bfloat16 where its embedding is bfloat16, else in float32
         (float64); dataclasses.replace(model.config, dtype=...) changes that.
-      mesh: with axes as `seqjax.parallel.mesh` makes them; None for the first
-        device.
+      mesh: with axes as `seqjax.parallel.mesh` makes them; None for the
+        default device.
       rules: which axis of which parameter goes to which axis of the mesh.
       progress: whether a bar is shown on standard error.
 
@@ -143,6 +143,6 @@ def _dtypes(
 
 def _shardings(abstract: Any, mesh: Any, rules: Any) -> dict[str, Any]:
     if mesh is None:
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return dict.fromkeys(checkpoint.leaves(abstract), one)
+        # Left to JAX and bound to no device, as what `model.init` makes.
+        return dict.fromkeys(checkpoint.leaves(abstract))
     return checkpoint.leaves(sharding.tree_shardings(abstract, mesh, rules))

@@ -1,5 +1,6 @@
 """Writes a model in the layout of the project that it came from."""
 
+from collections.abc import Iterator
 import dataclasses
 import json
 import pathlib
@@ -43,13 +44,9 @@ def save(
         parameters do not fit, or `out` holds a checkpoint.
     """
     out = pathlib.Path(out)
-    source = _source(model, like)
-    ours = checkpoint.leaves(params)
-    plan = checkpoint.plan(source, {})
-    _check_same(model.config, plan.config)
-    _check_params(checkpoint.leaves(plan.abstract), ours)
+    plan = _plan(model, params, like)
     _check_empty(out)
-    links = tables.by_tensor(plan.links)
+    ours, links = checkpoint.leaves(params), tables.by_tensor(plan.links)
     planned = [
         safetensors.Planned(name, _dtype(parts, ours), parts[0].shape)
         for name, parts in links.items()
@@ -58,36 +55,58 @@ def save(
     planned.sort(key=lambda t: (-t.dtype.itemsize, t.name))
     out.mkdir(parents=True, exist_ok=True)
     files = safetensors.plan(planned, max_file_bytes)
-    for name, tensors in files:
-        arrays = (_gather(links[t.name], ours, t) for t in tensors)
-        safetensors.write(out / name, tensors, arrays, {"format": "pt"})
+    for name, kept in files:
+        arrays = (_gather(links[tensor.name], ours) for tensor in kept)
+        safetensors.write(out / name, kept, arrays, {"format": "pt"})
     if len(files) > 1:
         (out / safetensors.INDEX).write_text(safetensors.index_of(files))
     # Last, so that a folder with it is a whole checkpoint.
-    (out / "config.json").write_text(_with_dtype(source, planned))
+    (out / "config.json").write_text(_with_dtype(plan.config.source, planned))
 
 
-def _source(model: models.LanguageModel, like: Any) -> str:
+def tensors(
+    model: models.LanguageModel, params: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors that `save` would write, one after another.
+
+    Args:
+      model: as `load` returned it.
+      params: its variables, or a tree like them, such as their gradients.
+
+    Yields:
+      The name and the values of each.
+    """
+    plan, ours = _plan(model, params, None), checkpoint.leaves(params)
+    for name, links in tables.by_tensor(plan.links).items():
+        yield name, _gather(links, ours)
+
+
+def _plan(
+    model: models.LanguageModel, params: dict[str, Any], like: Any
+) -> checkpoint.Plan:
+    """The checked plan of a model."""
     if like is not None:
-        return pathlib.Path(like).read_text()
-    source = getattr(model.config, "source", "")
+        source = pathlib.Path(like).read_text()
+    else:
+        source = getattr(model.config, "source", "")
     if not source:
         raise ValueError(
             "model was not loaded from a checkpoint, so its layout is not "
             "known; pass like=, the path of a config.json that describes it"
         )
-    return source
+    plan = checkpoint.plan(source, {})
+    _check_same(model.config, plan.config)
+    _check_params(checkpoint.leaves(plan.abstract), checkpoint.leaves(params))
+    return plan
 
 
 def _check_same(came: Any, described: Any) -> None:
+    options = {*came.pattern_names(), *came.mlp_names()}
+    used = {*described.pattern, *described.mlps}
     names = [
         field.name
         for field in dataclasses.fields(models.LanguageModelConfig)
-        if field.name not in _FREE
-        and (
-            field.name not in came.pattern_names()
-            or field.name in described.pattern
-        )
+        if field.name not in _FREE and field.name not in options - used
     ]
     different = [
         f"{name}: {getattr(came, name)!r}, described is "
@@ -135,40 +154,33 @@ def _check_empty(out: pathlib.Path) -> None:
 
 
 def _dtype(links: list[tables.Link], ours: dict[str, Any]) -> np.dtype:
-    found = [np.dtype(ours[link.ours].dtype) for link in links]
-    return np.dtype(jax.numpy.result_type(*found))
+    found = {np.dtype(ours[link.ours].dtype) for link in links}
+    if len(found) == 1:
+        return found.pop()
+    return np.dtype(jax.numpy.result_type(*sorted(found, key=str)))
 
 
-def _gather(
-    links: list[tables.Link],
-    ours: dict[str, Any],
-    tensor: safetensors.Planned,
-) -> np.ndarray:
+def _gather(links: list[tables.Link], ours: dict[str, Any]) -> np.ndarray:
     """One tensor of theirs from the regions of ours."""
-    whole = np.empty(links[0].split, tensor.dtype)
+    whole = np.empty(links[0].shape, _dtype(links, ours))
     for link in links:
         where = tuple(
             slice(start, start + size)
             for start, size in zip(link.index, link.region, strict=True)
         )
         region = np.asarray(ours[link.ours][where])
-        part = (slice(None),) * len(whole.shape)
-        if link.part is not None:
-            axis, start, stop = link.part
-            part = (slice(None),) * axis + (slice(start, stop),)
-        # Parts of one tensor may be split in ways of their own.
-        target = whole.reshape(link.split)
-        target[part] = tables.backward(link, region)
-    return whole.reshape(tensor.shape)
+        # A view: parts of one tensor may be split in ways of their own.
+        target = tables.part_of(link, whole.reshape(link.split))
+        target[...] = tables.backward(link, region)
+    return whole
 
 
 def _with_dtype(source: str, planned: list[safetensors.Planned]) -> str:
     """config.json with the dtype that most numbers have."""
     counts: dict[str, int] = {}
     for tensor in planned:
-        counts[tensor.dtype.name] = (
-            counts.get(tensor.dtype.name, 0) + tensor.bytes
-        )
+        name = tensor.dtype.name
+        counts[name] = counts.get(name, 0) + tensor.bytes
     most = max(counts, key=counts.__getitem__)
     values = json.loads(source)
     names = [name for name in ("dtype", "torch_dtype") if name in values]

@@ -244,17 +244,22 @@ class Table:
         )
 
 
+def part_of(link: Link, tensor: Any) -> Any:
+    """The part of their tensor, already reshaped to `split`, as a view."""
+    if link.part is None:
+        return tensor
+    axis, start, stop = link.part
+    return tensor[(slice(None),) * axis + (slice(start, stop),)]
+
+
 def forward(link: Link, tensor: Any) -> Any:
     """The region of ours from their tensor; any array type."""
-    tensor = tensor.reshape(link.split)
-    if link.part is not None:
-        axis, start, stop = link.part
-        tensor = tensor[(slice(None),) * axis + (slice(start, stop),)]
-    return tensor.transpose(link.order).reshape(link.region)
+    part = part_of(link, tensor.reshape(link.split))
+    return part.transpose(link.order).reshape(link.region)
 
 
 def backward(link: Link, region: Any) -> Any:
-    """The part of their tensor from the region; with all axes of `split`."""
+    """What `part_of` was of their tensor, from the region of ours."""
     kept = list(link.split)
     if link.part is not None:
         kept[link.part.axis] = link.part.stop - link.part.start
