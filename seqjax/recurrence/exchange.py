@@ -73,7 +73,9 @@ class Span(NamedTuple):
     """The map of neighbouring shards together with the ids at its ends.
 
     It acts on a state paired with the last real id in front, and forgets the
-    state where that id is not its first: a document border between shards.
+    state where that id is not its first: a document border between shards.  A
+    shard without a real token has a map that changes nothing, so that it does
+    not matter on which side of it the border is.
 
     Attributes:
       map: the map inside.

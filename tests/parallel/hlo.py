@@ -3,8 +3,8 @@
 import re
 
 _COLLECTIVE = re.compile(
-    r"= (\([^)]*\)|\S+) (all-gather|all-reduce|reduce-scatter|collective-permute|"
-    r"all-to-all)(?:-start)?\("
+    r"= (\([^)]*\)|\S+) (all-gather|all-reduce|reduce-scatter|"
+    r"collective-permute|all-to-all)(?:-start)?\("
 )
 _BYTES = {"f32": 4, "s32": 4, "pred": 1, "c64": 8, "f64": 8}
 _NAME = re.compile(r"%[\w.-]+")
