@@ -19,32 +19,19 @@ sums of dS between whole parts give the rest, in one small reduce-scatter.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from seqjax.ops import _softmax_blocks
 from seqjax.ops import _softmax_context
+from seqjax.ops import _softmax_parts
 from seqjax.ops import _softmax_sweep
-from seqjax.parallel import attention as exchanges
 from seqjax.parallel import ring
 
 
-class Route(NamedTuple):
-    """Static choices of the ring (hashable)."""
-
-    axis_name: str
-    zigzag: bool
-
-    @property
-    def parts(self) -> int:
-        """U, parts of the sequence on a device."""
-        return 2 if self.zigzag else 1
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def ring_attention(plan, route: Route, shard) -> jax.Array:
+def ring_attention(plan, route: _softmax_parts.Route, shard) -> jax.Array:
     """Softmax attention [B, T/P, H, V] in the accumulation dtype.
 
     Args:
@@ -59,13 +46,13 @@ def ring_attention(plan, route: Route, shard) -> jax.Array:
 
 
 def _forward(plan, route, shard):
-    work = _to_work(route, shard)
-    rows, own = _split(plan, route, work)
+    work = _softmax_parts.to_work(route, shard)
+    rows, own = _softmax_parts.split(plan, route, work)
     devices = jax.lax.axis_size(route.axis_name)
-    packed, unpack = _pack_keys(work)
+    packed, unpack = _softmax_parts.pack_keys(work)
 
     def sweep(carry, packed):
-        keys = _keys(plan, route, unpack(packed))
+        keys = _softmax_parts.keys(plan, route, unpack(packed))
         return _softmax_sweep.forward(plan, rows, keys, carry)
 
     if devices > 1:
@@ -88,9 +75,9 @@ def _forward(plan, route, shard):
         )
         carry = sweep(carry, packed)
     out, lse = _softmax_sweep.finish(carry)
-    y = _unblock(route, out, work.q.shape)
+    y = _softmax_parts.unblock(route, out, work.q.shape)
     if route.zigzag:
-        y = _move(ring.from_zigzag, route, [y])[0]
+        y = _softmax_parts.move(ring.from_zigzag, route, [y])[0]
     return y, (work, y, lse)
 
 
@@ -103,21 +90,23 @@ def _backward(plan, route, residual, y_bar):
     devices = jax.lax.axis_size(route.axis_name)
     inner = jnp.sum(y_bar * y, axis=-1)  # dO . O
     if route.zigzag:
-        y_bar, inner = _move(ring.to_zigzag, route, [y_bar, inner])
+        y_bar, inner = _softmax_parts.move(
+            ring.to_zigzag, route, [y_bar, inner]
+        )
     outer = _softmax_sweep.Outer(
-        _block(plan, route, y_bar, groups),
-        _block(plan, route, inner[..., None], groups)[..., 0],
+        _softmax_parts.block(plan, route, y_bar, groups),
+        _softmax_parts.block(plan, route, inner[..., None], groups)[..., 0],
         lse,
     )
-    rows, own = _split(plan, route, work)
-    packed, unpack = _pack_keys(work)
+    rows, own = _softmax_parts.split(plan, route, work)
+    packed, unpack = _softmax_parts.pack_keys(work)
 
     def sweep(packed):
-        keys = _keys(plan, route, unpack(packed))
+        keys = _softmax_parts.keys(plan, route, unpack(packed))
         bars = _softmax_sweep.backward(
             plan, rows, outer, keys, diagonal=None, sink=sink
         )
-        return bars, _sums_of_keys(route, bars, shape)
+        return bars, _softmax_parts.sums_of_keys(route, bars, shape)
 
     if devices > 1:
         packed = ring.rotate(packed, route.axis_name)
@@ -140,7 +129,7 @@ def _backward(plan, route, residual, y_bar):
         before = jnp.full_like(mine, -1)
         total = _add(route, total, bars, mine, before)
         cache_bar = _cache_bar(work, bars)
-    home = _sums_of_keys(route, near, shape)
+    home = _softmax_parts.sums_of_keys(route, near, shape)
     if devices > 1:
 
         def visit(total, packed, hops):
@@ -164,13 +153,13 @@ def _backward(plan, route, residual, y_bar):
         total, sums = visit(total, packed, devices - 1)
         home += ring.rotate(arrived + sums, route.axis_name)
     q_bar, row_sums, between = total
-    q_bar = plan.scale * _unblock(route, q_bar, shape)
-    bars = [q_bar, *_unpack_sums(home, work)]
+    q_bar = plan.scale * _softmax_parts.unblock(route, q_bar, shape)
+    bars = [q_bar, *_softmax_parts.unpack_sums(home, work)]
     if gated:
         bars[3] += _inside(route, row_sums, shape)
         bars[3] += _spread(route, between, shape)
     if route.zigzag:
-        bars = _move(ring.from_zigzag, route, bars)
+        bars = _softmax_parts.move(ring.from_zigzag, route, bars)
     shard_bar = _softmax_context.Shard(
         q=bars[0].astype(work.q.dtype),
         k=bars[1].astype(work.k.dtype),
@@ -188,118 +177,6 @@ def _backward(plan, route, residual, y_bar):
 
 
 ring_attention.defvjp(_forward, _backward)
-
-
-def _to_work(route, shard):
-    """The shard with its tokens in the order of the work."""
-    if not route.zigzag:
-        return shard._replace(log=None)
-    batch = shard.q.shape[0]
-    arrays = [shard.q, shard.k, shard.v]
-    arrays += [
-        jnp.broadcast_to(x, (batch, *x.shape[1:]))
-        for x in (shard.first, shard.last, shard.rank)
-    ]
-    arrays += shard.sums or ()
-    packed, unpack = exchanges.pack(arrays)
-    q, k, v, first, last, rank, *sums = unpack(
-        ring.to_zigzag(packed, route.axis_name)
-    )
-    return shard._replace(
-        q=q,
-        k=k,
-        v=v,
-        first=first,
-        last=last,
-        rank=rank,
-        log=None,
-        sums=tuple(sums) or None,
-    )
-
-
-def _move(way, route, arrays):
-    """Arrays of tokens in the other order."""
-    packed, unpack = exchanges.pack_sums(arrays)
-    return unpack(way(packed, route.axis_name))
-
-
-def _pack_keys(work):
-    return exchanges.pack([work.k, work.v, work.rank, *(work.sums or ())])
-
-
-def _split(plan, route, work):
-    """Blocks of queries, and of keys; no block goes over a part's end."""
-    rows = _by_part(
-        route,
-        lambda *x: _softmax_blocks.rows_of(plan, work.k.shape[2], *x),
-        (work.q, work.first, work.last, work.sums),
-    )
-    return rows, _keys(
-        plan, route, [work.k, work.v, work.rank, *(work.sums or ())]
-    )
-
-
-def _keys(plan, route, arrays):
-    k, v, rank, *sums = arrays
-    return _by_part(
-        route,
-        lambda *x: _softmax_blocks.keys_of(plan, *x),
-        (k, v, rank, tuple(sums) or None),
-    )
-
-
-def _by_part(route, function, arrays):
-    """`function` of each part [B, T/P/U, ...], blocks of all in one axis."""
-    size = jax.tree.leaves(arrays)[0].shape[1] // route.parts
-    parts = [
-        function(
-            *jax.tree.map(
-                lambda x, i=i: x[:, i * size : (i + 1) * size], arrays
-            )
-        )
-        for i in range(route.parts)
-    ]
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-
-
-def _block(plan, route, x, groups):
-    return _by_part(
-        route, lambda x: _softmax_blocks.block(plan, x, groups), (x,)
-    )
-
-
-def _unblock(route, x, shape):
-    """[n, B, Hk, G, C, D] of all parts to [B, T/P, H, D]."""
-    batch, length, heads, _ = shape
-    parts = jnp.split(x, route.parts)
-    size = length // route.parts
-    parts = [_softmax_blocks.unblock(x, batch, size, heads) for x in parts]
-    return jnp.concatenate(parts, axis=1)
-
-
-def _unblock_keys(route, x, shape):
-    """[n, B, Hk, C, D] of all parts to [B, T/P, Hk, D]."""
-    return _unblock(
-        route, x[:, :, :, None], (*shape[:2], x.shape[2], x.shape[-1])
-    )
-
-
-def _sums_of_keys(route, bars, shape):
-    """Cotangents of keys, values and gates side by side: [B, T/P, n]."""
-    arrays = [
-        _unblock_keys(route, bars.k, shape),
-        _unblock_keys(route, bars.v, shape),
-    ]
-    if bars.gate is not None:
-        arrays.append(_unblock(route, bars.gate[..., None], shape)[..., 0])
-    return exchanges.pack_sums(arrays)[0]
-
-
-def _unpack_sums(packed, work):
-    arrays = [work.k, work.v]
-    if work.sums is not None:
-        arrays.append(work.sums[0])
-    return exchanges.pack_sums(arrays)[1](packed)
 
 
 def _cache(plan, shard):
@@ -371,7 +248,7 @@ def _first_of_second(bars, route):
 
 def _inside(route, rows, shape):
     """For gates: sums of dS over queries of the part that are not before."""
-    sums = _unblock(route, rows[..., None], shape)[..., 0]
+    sums = _softmax_parts.unblock(route, rows[..., None], shape)[..., 0]
     sums = sums.reshape(shape[0], route.parts, -1, shape[2])
     sums = jax.lax.cumsum(sums, axis=2, reverse=True)
     return sums.reshape(shape[:3])

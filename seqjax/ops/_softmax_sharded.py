@@ -9,6 +9,7 @@ from seqjax.ops import _softmax_chunk
 from seqjax.ops import _softmax_context
 from seqjax.ops import _softmax_dense
 from seqjax.ops import _softmax_gates
+from seqjax.ops import _softmax_parts
 from seqjax.ops import _softmax_place
 from seqjax.ops import _softmax_ring
 from seqjax.ops import _softmax_shared_cache
@@ -92,7 +93,7 @@ def _chunk(plan, inputs, place, gates, bands, exchange, route):
     )
     if not ring:
         return _softmax_context.shard_attention(chunks, exchange, shard)
-    route = _softmax_ring.Route(plan.axis_name, zigzag)
+    route = _softmax_parts.Route(plan.axis_name, zigzag)
     return _softmax_ring.ring_attention(chunks, route, shard)
 
 

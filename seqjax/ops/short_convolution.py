@@ -47,8 +47,12 @@ def short_convolution(
         zeros.  It belongs to the first document of each row.
       segment_ids: int32 [B, T], non-decreasing over real tokens; padding (-1)
         is skipped by the window, its output is 0.
-      axis_name: mesh axis along which T is sharded, inside `jax.shard_map`.
-      exchange: "all_gather" or None, with `axis_name` only.
+      axis_name: mesh axis along which T is sharded, inside `jax.shard_map`,
+        W-1 or more tokens a device.  Without segment_ids the W-1 tokens in
+        front of a shard come by one `ppermute`; with them padding may empty
+        whole shards, and the last W-1 real tokens of all come by one
+        all-gather.
+      exchange: must be None, there is no choice.
       form: must be None, the operator has one form.
       chunk_size: must be None.
       implementation: "xla", a list of names, or None for the best available.
@@ -79,6 +83,19 @@ def short_convolution(
         shapes.bind("initial_state", initial_state, f"B {window} D")
     _contract.check_segment_ids(_OP, shapes, segment_ids)
     _contract.check_axis(_OP, axis_name, exchange)
+    if exchange is not None:
+        raise ValueError(
+            f"{_OP}: exchange must be None, got {exchange!r}: a window of W-1"
+            " tokens moves in one way"
+        )
+    if axis_name is not None and shapes["T"] < window:
+        raise ValueError(
+            f"{_OP}: x has T/P = {shapes['T']} tokens on each of the"
+            f" {jax.lax.axis_size(axis_name)} devices along"
+            f" axis_name={axis_name!r}, and weight has W = {shapes['W']} taps:"
+            f" at least W-1 = {window} tokens are needed; use fewer devices or"
+            " longer sequences"
+        )
     if activation not in (None, "silu"):
         raise ValueError(
             f"{_OP}: activation must be 'silu' or None, got {activation!r}"
@@ -192,15 +209,16 @@ def _shard(
     """This device's shard, and the state behind the whole sequence."""
     size = weight.shape[0] - 1
     window, window_ids = initial, None
-    if size > 0:
-        ids = segment_ids
-        if ids is None:
-            ids = jnp.zeros_like(x[..., 0], jnp.int32)
+    if size > 0 and segment_ids is None:
+        window = halo.fetch(x, size, None, axis_name)
+        first = jax.lax.axis_index(axis_name) == 0
+        window = jnp.where(first, initial, window)
+    elif size > 0:
         # The filler counts as padding: it stays only where tokens are too few.
         filler = ((0, 0), (size, 0))
         tail, tail_ids = halo.last_real(
             jnp.pad(x, (*filler, (0, 0))),
-            jnp.pad(ids, filler, constant_values=recurrence.PADDING),
+            jnp.pad(segment_ids, filler, constant_values=recurrence.PADDING),
             size,
         )
         window, window_ids = halo.incoming_window(

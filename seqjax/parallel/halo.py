@@ -1,9 +1,12 @@
-"""Halo of a short window: the last real tokens in front of each shard.
+"""Halo of a window: the last real tokens in front of each shard.
 
-A window of W tokens needs the W-1 real tokens before the shard.  Padding may
-empty a shard, so these can come from several shards back: every device sends
-its own last W-1 real tokens (one all-gather of (W-1)(D+2) floats a row), and
-each keeps the last W-1 of those before it.
+Without padding they stand at the end of the shards in front, and every device
+sends what is needed of its own (`fetch`).  Padding may empty whole shards, so
+that they can come from anywhere:
+
+    fetch            1 + ceil(log2(P-1)) messages of the window's tokens
+    incoming_window  one all-gather of every shard's last tokens, cheaper where
+                     the window is a few tokens: (W-1)(D+2) floats a row
 """
 
 from typing import NamedTuple

@@ -89,6 +89,7 @@ class Operator:
             NotImplementedError.
         exchanges: the exchange methods it takes; None for an operator that has
             no choice.
+        chunk_exchanges: those of them that only the chunk form takes.
         replicated: (rng, B, T) -> inputs of which `replicated_names` have time
             axes of size 1, to be broadcast inside shard_map; None to skip.
         hard: (rng, inputs) -> {label: inputs of the same shapes}.
@@ -127,6 +128,7 @@ class Operator:
     table_lengths: tuple[int, ...] = (2048,)
     sharded: bool = True
     exchanges: tuple[str | None, ...] = seqjax_recurrence.EXCHANGES
+    chunk_exchanges: tuple[str, ...] = ()
     replicated: Callable[..., Arrays] | None = None
     hard: Callable[..., dict[str, Arrays]] = lambda rng, inputs: {}
     compared: Callable[[Any], Any] = lambda state: state

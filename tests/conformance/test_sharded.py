@@ -159,7 +159,8 @@ def configured(operator, options):
     form = options.pop("form")
     if options["exchange"] not in operator.exchanges:
         options["exchange"] = operator.exchanges[0]
-    if form not in operator.forms:
+    chunk_only = options["exchange"] in operator.chunk_exchanges
+    if form not in operator.forms or chunk_only:
         form = operator.default_form()
     if form is None:
         return options

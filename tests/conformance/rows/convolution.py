@@ -52,6 +52,7 @@ CONVOLUTION = spec.Operator(
     parameters=("weight", "bias"),
     output_like="x",
     forms=(),
+    exchanges=(None,),
     golden=(
         spec.Golden(
             "short_conv",
