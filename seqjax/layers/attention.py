@@ -108,7 +108,8 @@ class Attention(mixer.Mixer):
             initial_state=state,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
-            exchange=self.exchange,
+            # A window moves its halo, whatever other layers exchange.
+            exchange=None if self.window is not None else self.exchange,
         )
         o = self._gate(o, x)
         y = projections.from_heads(
