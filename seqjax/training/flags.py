@@ -204,7 +204,12 @@ def _dataclasses_in(kind: type) -> dict[str, type]:
 
 
 def load_config(path: str, kind: type) -> Any:
-    """Runs ``get_config()`` of a config file, which must return a ``kind``."""
+    """Runs ``get_config()`` of a config file, which must return a ``kind``.
+
+    "FILE.py:VARIANT" is ``get_config("VARIANT")``.
+    """
+    path, colon, variant = path.partition(".py:")
+    path += colon[:-1]
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         files = [
@@ -220,7 +225,7 @@ def load_config(path: str, kind: type) -> Any:
             raise ConfigError(
                 f"--config={path}: the file defines no get_config()"
             )
-        config = module["get_config"]()
+        config = module["get_config"](*([variant] if colon else []))
     except ConfigError:
         raise
     except Exception as error:
