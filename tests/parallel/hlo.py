@@ -6,7 +6,7 @@ _COLLECTIVE = re.compile(
     r"= (\([^)]*\)|\S+) (all-gather|all-reduce|reduce-scatter|"
     r"collective-permute|all-to-all)(?:-start)?\("
 )
-_BYTES = {"f32": 4, "s32": 4, "pred": 1, "c64": 8, "f64": 8}
+_BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "c64": 8, "f64": 8}
 _NAME = re.compile(r"%[\w.-]+")
 _CALLED = re.compile(
     r"(?:condition|body|calls|to_apply|metadata|branch_computations)="
