@@ -18,6 +18,7 @@ from seqjax.parallel import shards
 
 P = jax.sharding.PartitionSpec
 _LAYERS = "layers"  # where `LanguageModel` keeps what it scans over
+_SAME_NUMBERS = ("convert_element_type", "reshape", "squeeze", "transpose")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +72,16 @@ class Across:
             block, "params", lambda variables: shards.gather(variables, specs)
         )
 
+    def keeps(self, prim: Any, *_: Any, **params: Any) -> bool:
+        """A remat policy: a layer's values, without its gathered parameters.
+
+        Nor what is the same numbers in another dtype or shape, such as the
+        parameters in the dtype of the computation.
+        """
+        if prim.name == "all_gather":
+            return self.axis_name in params["axis_name"]
+        return prim.name not in _SAME_NUMBERS
+
 
 def _local(spec: P) -> bool:
     """Whether each repeat lies on all devices, itself split or not."""
@@ -79,18 +90,3 @@ def _local(spec: P) -> bool:
 
 def _in_layer(path: tuple[Any, ...], spec: P) -> bool:
     return _LAYERS in [key.key for key in path[:2]] and _local(spec)
-
-
-def keep_all_but_gathered(prim: Any, *_: Any, **__: Any) -> bool:
-    """A remat policy: a layer's values, without its gathered parameters.
-
-    Nor what is the same numbers in another dtype or shape, such as the
-    parameters in the dtype of the computation.
-    """
-    return prim.name not in (
-        "all_gather",
-        "convert_element_type",
-        "reshape",
-        "transpose",
-        "squeeze",
-    )

@@ -114,7 +114,7 @@ class Repeat(nn.Module):
         block, policy = Block, None
         if self.across is not None:
             block = self.across.layer(Block, name)
-            policy = across_lib.keep_all_but_gathered
+            policy = self.across.keeps
         if self.config.remat:
             return nn.remat(block, prevent_cse=False)
         if block is Block:

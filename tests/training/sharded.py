@@ -1,7 +1,6 @@
-"""A tiny hybrid's train step on any mesh, its batches, and its collectives."""
+"""A tiny model's train step on any mesh, and its batches."""
 
 import math
-import re
 
 import jax
 import numpy as np
@@ -20,14 +19,10 @@ from seqjax.training import step as step_lib
 
 B, T, VOCAB = 4, 2048, 29
 AUTO = (jax.sharding.AxisType.Auto,) * 3
-_COLLECTIVE = re.compile(
-    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute"
-    r"|reduce-scatter|ragged-all-to-all)(?:-start)?\("
-)
 
 
-def get_config(pattern, sizes=(1, 1, 1), **changes):
-    """A TrainConfig; `changes` are fields of its model."""
+def get_config(pattern, mesh=(1, 1, 1), **changes):
+    """A TrainConfig; `mesh` as MeshConfig, `changes` are of its model."""
     model = models.LanguageModelConfig(
         **{
             "vocab_size": VOCAB,
@@ -49,7 +44,7 @@ def get_config(pattern, sizes=(1, 1, 1), **changes):
         optimizer=optimizer_lib.OptimizerConfig(
             learning_rate=1e-2, warmup_steps=1, clip_norm=0.5
         ),
-        mesh=mesh_lib.MeshConfig(*sizes),
+        mesh=mesh_lib.MeshConfig(*mesh),
         steps=10,
     )
 
@@ -83,10 +78,12 @@ def make_batch(seed, shape=(B, T)):
 
 
 class Run:
-    """A compiled train step, its state, and a model's evaluation."""
+    """A compiled train step with its state; `mesh` needs all sizes."""
 
-    def __init__(self, config, sizes):
-        self.mesh = make_mesh(sizes)
+    def __init__(self, config):
+        self.mesh = make_mesh(
+            (config.mesh.data, config.mesh.fsdp, config.mesh.seq)
+        )
         self.config = config
         model = models.LanguageModel(config.model)
         optimizer = optimizer_lib.make(config.optimizer)
@@ -125,19 +122,3 @@ class Run:
         """Sums of the first batch, of the first parameters."""
         step = jax.jit(step_lib.make_eval_step(self.model, self.layout))
         return step(self.state.params, self.put(make_batch(0)))
-
-    def collectives(self):
-        """(kind, numbers it gives each device) of the compiled step."""
-        return collectives(self.step.as_text())
-
-
-def collectives(text):
-    """(kind, largest shape) of each collective in a compiled program."""
-    found = []
-    for shapes, kind in _COLLECTIVE.findall(text):
-        sizes = [
-            math.prod(int(n) for n in dims.split(",") if n)
-            for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
-        ]
-        found.append((kind, max(sizes)))
-    return found
