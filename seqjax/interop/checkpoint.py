@@ -6,7 +6,6 @@ headers of its files and the shapes of our parameters, before any array is made.
 
 import dataclasses
 import json
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -125,11 +124,3 @@ def check_tensors(
             f"the checkpoint does not fit its config.json, {len(faults)} "
             "tensors:\n  " + "\n  ".join(sorted(faults))
         )
-
-
-def total_bytes(entries: dict[str, safetensors.Entry]) -> int:
-    """Bytes of all tensors."""
-    return sum(
-        math.prod(entry.shape) * entry.dtype.itemsize
-        for entry in entries.values()
-    )

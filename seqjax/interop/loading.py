@@ -1,9 +1,9 @@
 """Loads a checkpoint, tensor by tensor, on to its devices.
 
 Each parameter is made on its devices first; then every tensor is read, sent and
-written into its place, and dropped before the next one is read.  So the host
-holds one tensor beside the model, also where the layers of a pattern are
-stacked in one parameter or projections are fused.
+written into its place before the next one is read, into the same memory.  So
+the host holds one tensor beside the model, also where the layers of a pattern
+are stacked in one parameter or projections are fused.
 """
 
 import dataclasses
@@ -71,9 +71,13 @@ def load(
         path: _empty(wanted[path].shape, dtypes[path], placed[path])
         for path in wanted
     }
-    bar = progress_lib.Bar(checkpoint.total_bytes(entries), progress)
+    total = sum(safetensors.size(entry) for entry in entries.values())
+    bar = progress_lib.Bar(total, progress)
+    buffer = safetensors.aligned(
+        max(safetensors.size(entry) for entry in entries.values())
+    )
     for name, links in tables.by_tensor(plan.links).items():
-        tensor = safetensors.read(entries[name])
+        tensor = safetensors.read(entries[name], buffer)
         for link in links:
             params[link.ours] = _write(
                 params[link.ours],
@@ -81,10 +85,9 @@ def load(
                 link._replace(theirs="", ours="", index=()),
                 link.index,
             )
-            # The next tensor is not read before this one can go.
+            # The next tensor overwrites this one.
             params[link.ours].block_until_ready()
         bar.advance(tensor.nbytes)
-        del tensor
     bar.close()
     tree = jax.tree_util.tree_map_with_path(
         lambda path, _: params[sharding.path_name(path)],

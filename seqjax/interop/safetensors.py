@@ -88,15 +88,34 @@ def entries(folder: pathlib.Path) -> dict[str, Entry]:
     return found
 
 
-def read(entry: Entry) -> np.ndarray:
-    """One tensor, in an array of its own."""
-    count = math.prod(entry.shape)
+def size(entry: Entry) -> int:
+    """Bytes of a tensor."""
+    return math.prod(entry.shape) * entry.dtype.itemsize
+
+
+def read(entry: Entry, buffer: np.ndarray | None = None) -> np.ndarray:
+    """One tensor.
+
+    Args:
+      entry: where it lies.
+      buffer: uint8 [at least its bytes], to read it into; None for an array of
+        its own.
+    """
+    count = size(entry)
+    if buffer is None:
+        buffer = np.empty(count, np.uint8)
     with entry.file.open("rb") as file:
         file.seek(entry.start)
-        array = np.fromfile(file, entry.dtype, count)
-    if array.size != count:
-        raise ValueError(f"{entry.file} is shorter than its header says")
-    return array.reshape(entry.shape)
+        if file.readinto(memoryview(buffer)[:count]) != count:
+            raise ValueError(f"{entry.file} is shorter than its header says")
+    return buffer[:count].view(entry.dtype).reshape(entry.shape)
+
+
+def aligned(size: int) -> np.ndarray:
+    """uint8 [size] at an address that devices can take it from as it is."""
+    space = np.empty(size + 64, np.uint8)
+    start = -space.ctypes.data % 64
+    return space[start : start + size]
 
 
 def _header(path: pathlib.Path) -> dict[str, Entry]:

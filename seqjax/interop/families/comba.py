@@ -36,8 +36,6 @@ def _mixer(t: tables.Table, s: Any, config: Any, layer: int) -> None:
     fla.query_key_value(t, options, config, "comba")
     t.linear("beta", "b_proj")
     fla.step_decay(t)
-    # Without the correction only the key of the read would be shortened, and
-    # that is a unit vector again.
     if options.inner_decay:
         t.same("inner_decay", "decay")
     if options.output_correction:
