@@ -15,7 +15,7 @@ decides which tokens share a state, and in the memory of its states.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ def log_linear_attention(
     tokens = _log_linear_forms.Tokens(
         **aligned, position=position, starts=starts
     )
-    options = dict(
+    options: Any = dict(
         scale=_additive.check_scale(_OP, scale, shapes["K"]),
         precision=_contract.precision(q, k, v),
     )

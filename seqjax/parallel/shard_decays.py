@@ -31,6 +31,7 @@ def decay_from_start(
     head, total = None, recurrence.Decay()
     if log_decay is not None:
         decay = recurrence.decay_of(log_decay)
+        assert decay.log is not None and decay.zeros is not None
         sums = jnp.cumsum(decay.log, axis=1)
         count = jnp.cumsum(decay.zeros, axis=1)
         total = recurrence.Decay(sums[:, -1], count[:, -1])

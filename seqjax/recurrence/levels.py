@@ -9,7 +9,7 @@ Two in a row merge up to the larger of both, so these transitions compose; the
 transposed one gives level l what stood on level max(l, upto).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,11 +42,12 @@ class Merge(NamedTuple):
 
     Attributes:
       decay: one factor a head, arrays [B, H] (zeros may be [B]).
-      upto: int32 [B], the level up to which all become one; 0 for none.
+      upto: int32 [B], the level up to which all become one, 0 for none; None
+        in a cotangent.
     """
 
     decay: transitions.Decay
-    upto: jax.Array
+    upto: Any
 
     def compose(self, earlier: "Merge") -> "Merge":
         """The transition of `earlier` followed by this one."""

@@ -144,7 +144,7 @@ Transition = Decay | Dense
 class Affine(NamedTuple):
     """The map `S -> transition S + update`; `update` is shaped as the state."""
 
-    transition: Transition
+    transition: Any  # a Transition, or another of the same methods
     update: State
 
     def apply(self, state: State) -> State:
