@@ -211,6 +211,8 @@ def _shard(
     window, window_ids = initial, None
     if size > 0 and segment_ids is None:
         window = halo.fetch(x, size, None, axis_name)
+        # One device alone receives nothing.
+        window = jnp.pad(window, ((0, 0), (size - window.shape[1], 0), (0, 0)))
         first = jax.lax.axis_index(axis_name) == 0
         window = jnp.where(first, initial, window)
     elif size > 0:

@@ -100,8 +100,8 @@ class Route(NamedTuple):
 
 
 def width(size: int, length: int, devices: int) -> int:
-    """Tokens of a halo of `size`: no more than the other shards have."""
-    return min(size, (devices - 1) * length)
+    """Tokens of a halo of `size`: no more than others have, at least one."""
+    return max(1, min(size, (devices - 1) * length))
 
 
 def hops(size: int, length: int, devices: int) -> list[int]:
@@ -158,8 +158,8 @@ def fetch(
       axis_name: mesh axis along which time is sharded.
 
     Returns:
-      [B, N, n] with N = min(size, T - T/P): latest last, zeros in front where
-      there are fewer.
+      [B, N, n] with N as `width` has it: latest last, zeros (among padding: or
+      tokens of padding) in front where there are fewer.
     """
     length = x.shape[1]
     devices = jax.lax.axis_size(axis_name)
@@ -168,10 +168,8 @@ def fetch(
             _send(x[:, length - count :], hop + 1, axis_name)
             for hop, count in enumerate(hops(size, length, devices))
         ]
-        return jnp.concatenate([x[:, :0], *parts[::-1]], axis=1)
+        return jnp.concatenate(parts[::-1], axis=1)
     size = width(size, length, devices)
-    if size == 0:
-        return x[:, :0]
     tail = jnp.take_along_axis(x, route.order[:, :, None], axis=1)
     tail = jnp.pad(tail, ((0, 0), (size - tail.shape[1], 0), (0, 0)))
     tail = _send(tail, 1, axis_name)
@@ -191,31 +189,28 @@ def give_back(
     """The transpose of `fetch`: [B, N, n] to sums [B, T/P, n]."""
     devices = jax.lax.axis_size(axis_name)
     if route is None:
-        total = jnp.zeros((x.shape[0], length, x.shape[2]), x.dtype)
-        total = varying.match_varying(total, varying.varying_axes(x))
-        end = x.shape[1]
+        # Padded and added: XLA of JAX 0.11.2 crashes on sums into slices.
+        end, parts = x.shape[1], []
         for hop, count in enumerate(hops(size, length, devices)):
             part = _send(x[:, end - count : end], -(hop + 1), axis_name)
-            total = total.at[:, length - count :].add(part)
+            parts.append(jnp.pad(part, ((0, 0), (length - count, 0), (0, 0))))
             end -= count
-        return total
+        return sum(parts[1:], parts[0])
     size = width(size, length, devices)
-    if size > 0:
-        steps = list(zip(_reaches(devices)[:-1], route.held, strict=False))
-        for reach, held in steps[::-1]:
-            place = jnp.arange(size)[None] + held[:, None]
-            own = jnp.where((place >= size)[:, :, None], x, 0)
-            source = jnp.arange(size)[None] - held[:, None]
-            further = jnp.take_along_axis(
-                x, jnp.maximum(source, 0)[:, :, None], axis=1
-            )
-            further = jnp.where((source >= 0)[:, :, None], further, 0)
-            x = own + _send(further, -reach, axis_name)
-        x = _send(x, -1, axis_name)
+    steps = list(zip(_reaches(devices)[:-1], route.held, strict=False))
+    for reach, held in steps[::-1]:
+        place = jnp.arange(size)[None] + held[:, None]
+        own = jnp.where((place >= size)[:, :, None], x, 0)
+        source = jnp.arange(size)[None] - held[:, None]
+        further = jnp.take_along_axis(
+            x, jnp.maximum(source, 0)[:, :, None], axis=1
+        )
+        further = jnp.where((source >= 0)[:, :, None], further, 0)
+        x = own + _send(further, -reach, axis_name)
+    x = _send(x, -1, axis_name)[:, size - route.order.shape[1] :]
     total = jnp.zeros((x.shape[0], length, x.shape[2]), x.dtype)
     total = varying.match_varying(total, varying.varying_axes((x, route)))
     rows = jnp.arange(x.shape[0])[:, None]
-    x = x[:, size - route.order.shape[1] :]
     return total.at[rows, route.order].add(x)
 
 
