@@ -17,6 +17,9 @@ one's own needs no registry: a subclass of the config with one more field.
     class Config(models.LanguageModelConfig):
         mine: MyOptions = dataclasses.field(default_factory=MyOptions)
 
+Where its layer hands `axis_name` and `exchange` on to its operators, its
+options say so (`shards_time = True`), and runs may shard time.
+
 Beside the state and the ids, a layer may need what only its model knows: the
 positions of the tokens, its place in the depth, rows of a table for all
 layers.  `options.needs` names those arguments of the call, and `options.tables`

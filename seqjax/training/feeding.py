@@ -6,7 +6,7 @@ over several processes, each of them reads it and hands on its own slice.
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,7 +38,8 @@ class Feed(NamedTuple):
                 f"got {leaf.shape}"
             )
 
-        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+        def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             first, last, _ = index[0].indices(self.shape[0])
             start = self.index * rows
             return leaf[first - start : last - start, index[1]]
@@ -51,14 +52,14 @@ class Feed(NamedTuple):
 def feed(
     mesh: jax.sharding.Mesh,
     shape: tuple[int, int],
-    devices: Collection[jax.Device] | None = None,
+    devices: Collection[Any] | None = None,
 ) -> Feed:
     """The part of a process in batches of that shape (B, T).
 
     Args:
       mesh: of the run; its data and fsdp axes divide B, its seq axis T.
       shape: (B, T).
-      devices: of the process; None for those of this one.
+      devices: jax.Devices of the process; None for those of this one.
     """
     where = sharding.batch_sharding(mesh)
     if devices is None:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 STEPS = 40
 OPTIONS = (
     "--config.mesh.fsdp=2",
+    "--config.mesh.seq=2",
     f"--config.steps={STEPS}",
     "--config.eval_every=7",
     "--config.accumulation=1",
@@ -159,14 +160,19 @@ def test_stopped_and_resumed(command, clean, stopped, tmp_path):
     _assert_same(workdir, clean)
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (2, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("devices", "fsdp", "seq"), [(4, 2, 1), (4, 1, 4), (1, 1, 1)]
+)
 def test_restored_on_other_meshes(
-    command, clean, stopped, tmp_path, devices, fsdp
+    command, clean, stopped, tmp_path, devices, fsdp, seq
 ):
     workdir = tmp_path / "run"
     shutil.copytree(stopped, workdir)
     code, output = command.run(
-        workdir, f"--config.mesh.fsdp={fsdp}", devices=devices
+        workdir,
+        f"--config.mesh.fsdp={fsdp}",
+        f"--config.mesh.seq={seq}",
+        devices=devices,
     )
     assert code == 0, output
     assert f"{devices} x cpu" in output
