@@ -98,6 +98,8 @@ def _from_dict(kind: type, values: dict[str, Any]) -> Any:
     for name, value in values.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
+            if hint is models.LanguageModelConfig and "source" in value:
+                hint = interop.Config
             value = _from_dict(typing.cast(type, hint), value)
         elif isinstance(value, list):
             value = tuple(value)

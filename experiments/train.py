@@ -54,6 +54,7 @@ def train(config, flag: preemption.PreemptionFlag) -> None:
     import jax
 
     from experiments import result
+    from experiments import starting
     from seqjax.training import background
     from seqjax.training import distributed
     from seqjax.training import flags
@@ -69,8 +70,9 @@ def train(config, flag: preemption.PreemptionFlag) -> None:
         distributed.start(settings, lambda: flag.requested)
         setup.require_devices()
         distributed.check_devices(settings.expected_devices)
+        config, initial = starting.resolve(config)
         with workdir.WorkdirLock(directory):
-            outcome = loop.train(config, directory, flag)
+            outcome = loop.train(config, directory, flag, initial=initial)
             result.show(config, outcome, directory, lambda: flag.requested)
     except background.PreemptedError as stopped:
         if str(stopped):

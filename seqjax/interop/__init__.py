@@ -8,5 +8,6 @@ docs/checkpoints.md lists the families.
 
 from seqjax.interop.config import Config as Config
 from seqjax.interop.hub import folder as folder
+from seqjax.interop.loading import describe as describe
 from seqjax.interop.loading import load as load
 from seqjax.interop.saving import save as save

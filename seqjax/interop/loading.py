@@ -17,6 +17,7 @@ import numpy as np
 
 from seqjax import models
 from seqjax.interop import checkpoint
+from seqjax.interop import config as config_lib
 from seqjax.interop import hub
 from seqjax.interop import progress as progress_lib
 from seqjax.interop import safetensors
@@ -24,6 +25,19 @@ from seqjax.interop import tables
 from seqjax.parallel import sharding
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def describe(path: str | pathlib.Path) -> config_lib.Config:
+    """The config of a checkpoint's model; all is checked, nothing is loaded.
+
+    Args:
+      path: as for `load`.
+
+    Raises:
+      ValueError: as `load`.
+    """
+    folder = hub.folder(path)
+    return _plan(folder, safetensors.entries(folder)).config
 
 
 def load(
@@ -57,9 +71,7 @@ def load(
     """
     folder = hub.folder(path)
     entries = safetensors.entries(folder)
-    shapes = {name: entry.shape for name, entry in entries.items()}
-    plan = checkpoint.plan(checkpoint.read_config(folder), shapes)
-    checkpoint.check_tensors(plan.links, entries)
+    plan = _plan(folder, entries)
     dtypes = _dtypes(plan.links, entries, dtype)
     computed = np.dtype(dtypes["embedding"]).name
     config = dataclasses.replace(
@@ -94,6 +106,15 @@ def load(
         plan.abstract["params"],
     )
     return models.LanguageModel(config), {"params": tree}
+
+
+def _plan(
+    folder: pathlib.Path, entries: dict[str, safetensors.Entry]
+) -> checkpoint.Plan:
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    plan = checkpoint.plan(checkpoint.read_config(folder), shapes)
+    checkpoint.check_tensors(plan.links, entries)
+    return plan
 
 
 def _empty(shape: tuple[int, ...], dtype: Any, placed: Any) -> jax.Array:

@@ -93,6 +93,9 @@ class TrainConfig:
         not finite ends it always.
       debug: run without jit, with NaN checks.
       profile: which steps to trace.
+      init_from: a checkpoint of another project (`seqjax.interop`), a folder or
+        a hub id, to start from; "" starts from random parameters.  The model is
+        then the checkpoint's; of `model` only dtype and remat count.
       compile_cache: a directory for compiled programs; "auto" is what
         JAX_COMPILATION_CACHE_DIR names, else DIR/compile_cache; "off".
     """
@@ -116,6 +119,7 @@ class TrainConfig:
     seed: int = 0
     nonfinite: str = "stop"
     debug: bool = False
+    init_from: str = ""
     compile_cache: str = "auto"
 
     def validate(self) -> None:
@@ -152,7 +156,9 @@ class TrainConfig:
                 "data.validation_fraction is 0 and data.validation_path is "
                 "empty: there is nothing to validate on; set one of them"
             )
-        if self.model.vocab_size < self.data.vocab_size:
+        # A model that init_from will replace says nothing yet.
+        known = not self.init_from or hasattr(self.model, "source")
+        if known and self.model.vocab_size < self.data.vocab_size:
             raise flags.ConfigError(
                 f"model.vocab_size must be at least data.vocab_size = "
                 f"{self.data.vocab_size}, got {self.model.vocab_size}"

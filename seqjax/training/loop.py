@@ -27,6 +27,7 @@ from seqjax.training import flags
 from seqjax.training import metrics
 from seqjax.training import preemption
 from seqjax.training import profiling
+from seqjax.training import programs
 from seqjax.training import progress
 from seqjax.training import rows
 from seqjax.training import setup
@@ -69,6 +70,7 @@ def run(
     *,
     rules: sharding.ShardingRules | None = None,
     say: Callable[[str], None] = progress.say,
+    initial: programs.InitialParams | None = None,
 ) -> Outcome:
     """``train`` under a lock and a flag of its own."""
     setup.require_devices()
@@ -76,7 +78,9 @@ def run(
         workdir.WorkdirLock(directory),
         preemption.PreemptionFlag() as flag,
     ):
-        return train(config, directory, flag, rules=rules, say=say)
+        return train(
+            config, directory, flag, rules=rules, say=say, initial=initial
+        )
 
 
 def train(
@@ -86,6 +90,7 @@ def train(
     *,
     rules: sharding.ShardingRules | None = None,
     say: Callable[[str], None] = progress.say,
+    initial: programs.InitialParams | None = None,
 ) -> Outcome:
     """Trains until done, stopped, or failed.
 
@@ -95,6 +100,7 @@ def train(
       flag: stops the run.
       rules: sharding of the state; the default splits large leaves over fsdp.
       say: prints a line of progress.
+      initial: gives the parameters of a run that begins; None for random ones.
 
     Raises:
       ConfigError, DataError, MetricsError, CheckpointError: bad input, each
@@ -106,7 +112,8 @@ def train(
     directory = pathlib.Path(directory).absolute()
     cache = compile_cache.enable(config.compile_cache, directory)
     rules = rules or sharding.ShardingRules()
-    return _Run(config, directory, rules, say, flag, cache).execute()
+    run = _Run(config, directory, rules, say, flag, cache, initial)
+    return run.execute()
 
 
 class _Run:
@@ -120,9 +127,10 @@ class _Run:
         say: Callable[[str], None],
         flag: preemption.PreemptionFlag,
         cache: pathlib.Path | None,
+        initial: programs.InitialParams | None,
     ):
         self.config, self.flag, self.directory = config, flag, directory
-        self.cache = cache
+        self.cache, self.initial = cache, initial
         self.parts = setup.assemble(config, directory, rules, flag.alone)
         self.programs, self.store = self.parts.programs, self.parts.store
         self.progress = self.parts.progress(config, say)
@@ -235,7 +243,7 @@ class _Run:
         self.progress.say(self.parts.describe(self.step))
         upcoming = background.Job(self._read)
         if self.state is None:
-            self.state = self.programs.init(self.progress, stop)
+            self.state = self.programs.init(self.progress, stop, self.initial)
         if self.row is not None:
             self._finish_row()
         if self.step < config.steps:

@@ -25,6 +25,9 @@ from seqjax.training import step as step_lib
 
 _DTYPES = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
 
+# Parameters to start from, float32, given a mesh and its rules.
+InitialParams = Callable[[jax.sharding.Mesh, sharding.ShardingRules], Any]
+
 
 def platform_dtype() -> str:
     """What model.dtype "auto" means on the default backend."""
@@ -40,7 +43,7 @@ class Programs:
         rules: sharding.ShardingRules,
     ):
         """Builds the mesh and the shapes; compiles nothing yet."""
-        self._config = config
+        self._config, self._rules = config, rules
         self.mesh = mesh_lib.make_mesh(config.mesh)
         config.check_devices(sharding.batch_shards(self.mesh))
         self.model = models.LanguageModel(
@@ -93,15 +96,25 @@ class Programs:
         return {key: self.feed.put(batch[key]) for key in step_lib.KEYS}
 
     def init(
-        self, progress: progress_lib.Progress, stop: Callable[[], bool]
+        self,
+        progress: progress_lib.Progress,
+        stop: Callable[[], bool],
+        initial: InitialParams | None = None,
     ) -> state_lib.TrainState:
-        """The state of step 0."""
+        """The state of step 0, with parameters from `initial` if given."""
         where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        lowered = jax.jit(self._init, out_shardings=where)
+        init, given, donated = self._init, (), ()
+        if initial is not None:
+            given, donated = (initial(self.mesh, self._rules),), 0
+
+            def init(params: Any) -> state_lib.TrainState:
+                return state_lib.from_params(params, self._optimizer)
+
+        jitted = jax.jit(init, out_shardings=where, donate_argnums=donated)
         call = progress.compiling(
-            "the initial state", lambda: lowered.lower().compile(), stop
+            "the initial state", lambda: jitted.lower(*given).compile(), stop
         )
-        return call()
+        return call(*given)
 
     def prepare_train_step(
         self, progress: progress_lib.Progress, stop: Callable[[], bool]

@@ -38,14 +38,21 @@ def make_init(
         # initialised with; a short row keeps this compile small.
         tokens = jnp.zeros((1, 8), jnp.int32)
         params = model.init(jax.random.key(seed), tokens)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            skipped=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-        )
+        return from_params(params, optimizer)
 
     return init
+
+
+def from_params(
+    params: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state of step 0 with these parameters."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+    )
 
 
 def abstract(
