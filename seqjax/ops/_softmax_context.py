@@ -127,7 +127,7 @@ def _backward(plan, exchange, residual, y_bar):
         # Gates here between queries behind them and keys of other shards.
         sums = _softmax_blocks.unblock_gates(far.rows, batch, length)
         log += jax.lax.cumsum(sums, axis=1, reverse=True)
-    bars = Shard(
+    bars = shard._replace(
         q=(plan.scale * q).astype(shard.q.dtype),
         k=k.astype(shard.k.dtype),
         v=v.astype(shard.v.dtype),
@@ -218,12 +218,12 @@ def _return(plan, exchange, shard, far):
         columns = _softmax_blocks.unblock_gates(far.columns, batch, total)
         behind = columns[:, :slots]
     return (
-        Cached(
-            bars[0][:, :slots].astype(cache.k.dtype),
-            bars[1][:, :slots].astype(cache.v.dtype),
-            None,
-            behind,
-            None,
+        cache._replace(
+            k=bars[0][:, :slots].astype(cache.k.dtype),
+            v=bars[1][:, :slots].astype(cache.v.dtype),
+            rank=None,
+            behind=behind,
+            sums=None,
         ),
         back,
     )

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.ops import _softmax_blocks
-from seqjax.ops import _softmax_context
 from seqjax.ops import _softmax_parts
 from seqjax.ops import _softmax_sweep
 from seqjax.parallel import ring
@@ -119,7 +118,7 @@ def _backward(plan, route, residual, y_bar):
         between = _first_of_second(near, route) * _open(
             route, mine[0], mine[-1]
         )
-    zeros = jnp.zeros_like(near.rows) if gated else None
+    zeros = None if near.rows is None else jnp.zeros_like(near.rows)
     total = _softmax_sweep.varying_like((near.q, zeros, between), work)
     cache_bar = None
     if work.cache is not None:
@@ -160,7 +159,7 @@ def _backward(plan, route, residual, y_bar):
         bars[3] += _spread(route, between, shape)
     if route.zigzag:
         bars = _softmax_parts.move(ring.from_zigzag, route, bars)
-    shard_bar = _softmax_context.Shard(
+    shard_bar = work._replace(
         q=bars[0].astype(work.q.dtype),
         k=bars[1].astype(work.k.dtype),
         v=bars[2].astype(work.v.dtype),
@@ -192,16 +191,14 @@ def _cache_bar(work, bars):
     behind = None
     if work.sums is not None:
         behind = _softmax_blocks.unblock_gates(bars.columns, batch, slots)
-    return _softmax_context.Cached(
-        _softmax_blocks.unblock_keys(bars.k, batch, slots).astype(
-            cache.k.dtype
-        ),
-        _softmax_blocks.unblock_keys(bars.v, batch, slots).astype(
-            cache.v.dtype
-        ),
-        None,
-        behind,
-        None,
+    k = _softmax_blocks.unblock_keys(bars.k, batch, slots)
+    v = _softmax_blocks.unblock_keys(bars.v, batch, slots)
+    return cache._replace(
+        k=k.astype(cache.k.dtype),
+        v=v.astype(cache.v.dtype),
+        rank=None,
+        behind=behind,
+        sums=None,
     )
 
 

@@ -49,7 +49,7 @@ def run(plan, inputs):
     size = None if plan.window is None else plan.window - 1
     exchange = exchanges.Exchange(axis_name, size)
     route = None
-    if size is not None and inputs.segment_ids is not None:
+    if size is not None and place.counts is not None:
         route = halo.route(inputs.segment_ids, place.counts, size, axis_name)
     if batch == 0:
         return jnp.zeros((*inputs.q.shape[:3], inputs.v.shape[-1])), state
@@ -156,20 +156,17 @@ def _recurrent(plan, inputs, place, gates, bands, exchange, route):
     if gates is not None:
         log = jnp.where(early, log[0], 0)
         sums = _softmax_gates.cumulative(log, reverse=True)
-        cached_decay = tuple(
-            jnp.pad(x[:, 1:], ((0, 0), (0, 1), (0, 0))) for x in sums
-        )
+        cached_decay = _shifted(sums[0]), _shifted(sums[1])
     if slots:
         pieces = ((cache.k, cache.v), *pieces)
         first = bands.rank[:, :slots]
         ranks = [jnp.broadcast_to(first, (batch, *first.shape[1:])), *ranks]
-        if gates is not None:
+        if cached_decay is not None:
             held = _softmax_gates.finite(cache.log_decay), cache.log_decay_low
-            every = tuple(x[:, :1] for x in sums)
-            held = _softmax_gates.add(held, every)
-            cached_decay = tuple(
-                jnp.concatenate(pair, axis=1)
-                for pair in zip(held, cached_decay, strict=True)
+            held = _softmax_gates.add(held, tuple(x[:, :1] for x in sums))
+            cached_decay = (
+                jnp.concatenate([held[0], cached_decay[0]], axis=1),
+                jnp.concatenate([held[1], cached_decay[1]], axis=1),
             )
     problem = _softmax_dense.Problem(
         q=q.astype(dtype) * plan.scale,
@@ -181,6 +178,11 @@ def _recurrent(plan, inputs, place, gates, bands, exchange, route):
     )
     problem = _contract.align_inputs({"all": problem}, plan.axis_name)["all"]
     return _softmax_dense.recurrent(problem, _contract.precision(q, k, v))
+
+
+def _shifted(sums):
+    """Sums behind each token in place of those from it on."""
+    return jnp.pad(sums[:, 1:], ((0, 0), (0, 1), (0, 0)))
 
 
 def _next_state(plan, inputs, log_decay, place):
