@@ -1,7 +1,6 @@
 """An operator on one shard of the sequence a device, compiled but not run."""
 
 from collections.abc import Callable
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -64,8 +63,9 @@ def _options(method: str) -> dict[str, Any]:
 def inputs(name: str, sizes: _cases.Sizes) -> tuple[Any, ...]:
     """Shapes of a case's inputs, float32, of the whole sequence."""
     case = _cases.CASES[name]
-    make = functools.partial(case.inputs, sizes=sizes, dtype=jnp.float32)
-    return jax.eval_shape(make, jax.random.key(0))
+    return jax.eval_shape(
+        lambda key: case.inputs(key, sizes, jnp.float32), jax.random.key(0)
+    )
 
 
 def is_timed(x: Any, sizes: _cases.Sizes) -> bool:
@@ -149,7 +149,7 @@ def compiled(name: str, shape: Shape, *, quick: bool = True) -> Any:
       NotImplementedError: the operator has no such exchange.
     """
     function, arguments = call(name, shape)
-    options = QUICK if quick and jax.default_backend() == "cpu" else None
+    options: Any = QUICK if quick and jax.default_backend() == "cpu" else None
     return jax.jit(function).lower(*arguments).compile(options)
 
 

@@ -62,8 +62,9 @@ class Row(NamedTuple):
       method: see ``_sharded.methods``.
       forward: collectives of the values, by kind: number and bytes.
       backward: those of the gradients.
-      initial: what a differentiated initial state adds to both.
-      final: what a used final state adds to both.
+      initial: what a differentiated initial state adds to both; {} for
+        softmax attention, whose state is the tokens themselves.
+      final: what a used final state adds to both; likewise.
       temporary_bytes: peak scratch memory of a device, for each number of
         devices at equal tokens a device; {} where not measured.
       milliseconds: median of forward and backward; None where not measured.
@@ -103,8 +104,8 @@ def measure(name: str, settings: Settings) -> list[Row]:
                 method,
                 forward,
                 backward,
-                _added(_hlo.totals(seen["initial"]), here),
-                _added(_hlo.totals(seen["final"]), here),
+                _added(_hlo.totals(seen.get("initial", seen["both"])), here),
+                _added(_hlo.totals(seen.get("final", seen["both"])), here),
                 memory,
                 None,
                 faults,
@@ -130,9 +131,10 @@ def _seen(name: str, shape: _sharded.Shape) -> dict[str, list[_hlo.Collective]]:
     shapes = {
         "both": shape,
         "longer": shape._replace(sizes=longer),
-        "initial": shape._replace(use="initial"),
-        "final": shape._replace(use="final"),
     }
+    if name != "softmax_attention":  # whose state is the tokens themselves
+        shapes["initial"] = shape._replace(use="initial")
+        shapes["final"] = shape._replace(use="final")
     return {
         use: _hlo.collectives(_sharded.compiled(name, one).as_text())
         for use, one in shapes.items()
@@ -252,11 +254,11 @@ def run(settings: Settings, path: pathlib.Path | None = None) -> list[Row]:
             continue
         rows += measured
         print("\n".join(line(row) for row in measured), flush=True)
+        if path is not None:
+            facts["rows"] = [row._asdict() for row in rows]
+            path.write_text(json.dumps(facts, indent=1) + "\n")
     broken = sum(len(row.faults) for row in rows)
     print(f"{broken} promises broken" if broken else "every promise is kept")
-    if path is not None:
-        facts["rows"] = [row._asdict() for row in rows]
-        path.write_text(json.dumps(facts, indent=1) + "\n")
     return rows
 
 

@@ -70,6 +70,7 @@ def train(config, flag: preemption.PreemptionFlag) -> None:
         distributed.start(settings, lambda: flag.requested)
         setup.require_devices()
         distributed.check_devices(settings.expected_devices)
+        distributed.watch(EXIT_PROCESS_LOST)
         config, initial = starting.resolve(config)
         with workdir.WorkdirLock(directory):
             outcome = loop.train(config, directory, flag, initial=initial)
@@ -96,8 +97,7 @@ def train(config, flag: preemption.PreemptionFlag) -> None:
             code = EXIT_ERROR
     if flag.requested and code == EXIT_DONE:
         code = preemption.EXIT_PREEMPTED  # as was said when the signal came
-    if code != EXIT_DONE and code != EXIT_PROCESS_LOST:
-        distributed.leave()
+    distributed.leave(wait=code not in (EXIT_DONE, EXIT_PROCESS_LOST))
     if flag.requested or (distributed.many() and code != EXIT_DONE):
         # A compilation may still run in a thread, or a wait for a process
         # that is gone; an ordinary exit would wait longer than a scheduler.

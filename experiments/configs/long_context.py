@@ -7,14 +7,17 @@ Command, on simulated devices:
     XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
     python -m experiments.train --workdir=runs/long_context \\
         --config=experiments/configs/long_context.py
-  131,072 tokens a sequence, 16,384 a device; 4 steps of a tiny model.
+  131,072 tokens a sequence, 16,384 a device; 4 steps of a tiny model, which
+  show that it works and learn little.
+Time: 175 s of processor time, about half of it compiling.
+Metric: validation bits/byte: 6.914, Python 3.11; 8 before the first step.
 Command, on 8 GPUs:
     python -m experiments.train --workdir=runs/long_context_gpu \\
         --config=experiments/configs/long_context.py:gpu
   1,048,576 tokens a sequence; --config.data.sequence_length=2097152 for twice
   that.  On more GPUs set mesh.seq to their number, or mesh.data and
   data.batch_size; on several machines see experiments/launch.
-Hardware: two CPU cores and 6 GB of memory; or 8 GPUs, where it has not run yet.
+Hardware: two CPU cores and 6 GB of memory, of which it takes 5.5; or 8 GPUs, where it has not run yet.
 Text: the standard library, as bytes; its files follow one another in a row, and
 a document ends where its file does.
 """

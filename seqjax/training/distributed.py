@@ -12,13 +12,19 @@ network and waits for nothing.  Start one process for all devices of a machine.
 """
 
 from collections.abc import Callable
+import os
 import socket
+import sys
 import threading
 import time
+from typing import Any
 
 from absl import flags as absl_flags
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
+from seqjax.training import _lifeline
 from seqjax.training import _place
 from seqjax.training import background
 from seqjax.training import flags
@@ -28,8 +34,11 @@ _SECONDS_TO_LEAVE = 5
 # after those here, which end it with a message.
 _LATER = 60
 
-# How far this process has come into a job of many: "begun", then "joined".
-_reached: list[str] = []
+# The connection to the others, once there is one.
+_lines: list[_lifeline.Lifeline] = []
+# The place of this process: once it tries to join its job, and once it has.
+_begun: list[_place.Place] = []
+_joined: list[_place.Place] = []
 
 
 def define_flags() -> None:
@@ -63,9 +72,10 @@ def define_flags() -> None:
 
 def settings() -> _place.Settings:
     """The flags of this command line."""
-    return _place.Settings(
-        *(absl_flags.FLAGS[n].value for n in _place.Settings._fields)
-    )
+    values: dict[str, Any] = {
+        name: absl_flags.FLAGS[name].value for name in _place.Settings._fields
+    }
+    return _place.Settings(**values)
 
 
 def start(given: _place.Settings, stop: Callable[[], bool]) -> None:
@@ -86,7 +96,7 @@ def start(given: _place.Settings, stop: Callable[[], bool]) -> None:
     if here is None:
         return
     _require_port(here)
-    _reached.append("begun")
+    _begun.append(here)
     # The service would catch SIGTERM in place of PreemptionFlag.
     jax.config.update("jax_enable_preemption_service", False)
     timeout = given.initialization_timeout
@@ -124,7 +134,7 @@ def start(given: _place.Settings, stop: Callable[[], bool]) -> None:
         raise flags.ConfigError(
             f"{_who(here)}: JAX's distributed runtime did not start: {reason}"
         ) from error
-    _reached.append("joined")
+    _joined.append(here)
     _say(
         f"{_who(here)} has joined; if one dies, the others end within about "
         f"{given.heartbeat_timeout} s"
@@ -216,12 +226,53 @@ def check_devices(expected: int | None) -> None:
         )
 
 
+def watch(exit_code: int) -> None:
+    """Ends this process as soon as another one of its job has died.
+
+    Call it in all processes, once their devices are there; does nothing for
+    one process alone.
+
+    Args:
+      exit_code: with which to end.
+    """
+    if not _joined:
+        return
+    (here,) = _joined
+
+    def died(who: int) -> None:
+        flags.tell(
+            f"process {who} of {jax.process_count()} has died: look at its "
+            f"output, then start the same command again in all; it goes on "
+            f"from the newest checkpoint"
+        )
+        sys.stdout.flush()
+        os._exit(exit_code)
+
+    line = _lifeline.Lifeline(jax.process_index(), died)
+    port = 0
+    if jax.process_index() == 0:
+        port = line.listen(jax.process_count() - 1)
+    port = int(multihost_utils.broadcast_one_to_all(np.int32(port)))
+    if jax.process_index():
+        host = here.coordinator_address.rpartition(":")[0].strip("[]")
+        try:
+            line.connect(host, port)
+        except OSError as error:
+            _say(
+                f"{_who(here)} cannot connect to port {port} of {host} "
+                f"({error.strerror or error}): the death of a process will be "
+                f"noticed by its heartbeats only"
+            )
+            return
+    _lines.append(line)
+
+
 def many() -> bool:
     """Whether this process belongs to a job, or has tried to join one."""
-    return bool(_reached)
+    return bool(_begun)
 
 
-def died(error: jax.errors.JaxRuntimeError) -> str:
+def died(error: Exception) -> str:
     """What to tell about an error of a computation that has lost a process."""
     first = str(error).strip().splitlines()[0]
     return (
@@ -232,23 +283,28 @@ def died(error: jax.errors.JaxRuntimeError) -> str:
     )
 
 
-def leave() -> None:
-    """Tells the others that this process ends; waits for them, but not long.
+def leave(wait: bool) -> None:
+    """Tells the others that this process means to end.
 
     JAX waits for all processes before it lets one end.  One that fails alone
-    must not: the others wait for it in a collective, and learn from its death
-    that it is gone.
+    must not: the others wait for it in a collective, and what they can be told
+    is that it has died.
+
+    Args:
+      wait: whether this may be such a failure.  The others are then awaited
+        here, for some seconds; else by JAX, until all end.
     """
-    if "joined" not in _reached:
+    if not _joined:
         return
-    done = threading.Event()
+    if wait:
+        done = threading.Event()
 
-    def shut_down() -> None:
-        try:
+        def shut_down() -> None:
             jax.distributed.shutdown()
-        except RuntimeError:
-            pass  # the others are gone: all the more reason to end
-        done.set()
+            done.set()
 
-    threading.Thread(target=shut_down, daemon=True).start()
-    done.wait(_SECONDS_TO_LEAVE)
+        threading.Thread(target=shut_down, daemon=True).start()
+        if not done.wait(_SECONDS_TO_LEAVE):
+            return
+    for line in _lines:
+        line.end()
