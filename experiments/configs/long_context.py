@@ -17,7 +17,8 @@ Command, on 8 GPUs:
   1,048,576 tokens a sequence; --config.data.sequence_length=2097152 for twice
   that.  On more GPUs set mesh.seq to their number, or mesh.data and
   data.batch_size; on several machines see experiments/launch.
-Hardware: two CPU cores and 6 GB of memory, of which it takes 5.5; or 8 GPUs, where it has not run yet.
+Hardware: two CPU cores and 6 GB of memory, of which it takes 5.5; or 8 GPUs,
+  where it has not run yet.
 Text: the standard library, as bytes; its files follow one another in a row, and
 a document ends where its file does.
 """
