@@ -95,7 +95,7 @@ class Tokenizer:
 
     def __init__(self, path: pathlib.Path):
         try:
-            import tokenizers
+            import tokenizers  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"{path} needs tokenizers: pip install 'seqjax[text]', or pass "

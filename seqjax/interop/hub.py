@@ -24,7 +24,7 @@ def folder(path: str | pathlib.Path) -> pathlib.Path:
             f"{path} is no folder, and no hub id such as owner/name either"
         )
     try:
-        import huggingface_hub
+        import huggingface_hub  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{path} is no folder; to fetch it from the hub, install "

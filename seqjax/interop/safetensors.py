@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import json
 import math
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +106,7 @@ def read(entry: Entry, buffer: np.ndarray | None = None) -> np.ndarray:
         buffer = np.empty(count, np.uint8)
     with entry.file.open("rb") as file:
         file.seek(entry.start)
-        if file.readinto(memoryview(buffer)[:count]) != count:
+        if file.readinto(buffer.data[:count]) != count:
             raise ValueError(f"{entry.file} is shorter than its header says")
     return buffer[:count].view(entry.dtype).reshape(entry.shape)
 
@@ -217,7 +217,8 @@ def write(
         before is written.
       metadata: strings for the header.
     """
-    header, start = {"__metadata__": dict(metadata)}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    start = 0
     for tensor in tensors:
         header[tensor.name] = {
             "dtype": _NAMES[tensor.dtype],
@@ -235,4 +236,5 @@ def write(
                     f"{tensor.name} was planned as {tensor.dtype} "
                     f"{tensor.shape}, got {array.dtype} {array.shape}"
                 )
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            flat = np.ascontiguousarray(array).reshape(-1)
+            file.write(flat.view(np.uint8).data)

@@ -85,7 +85,7 @@ class Settings:
         value = self.get(name, default)
         if value is None and default is not _MISSING:
             value = default
-        if type(value) not in (int, float):
+        if value is None or type(value) not in (int, float):
             self._kind(name, value, "a number")
             return 1.0
         return value

@@ -107,6 +107,20 @@ def test_left_padding(family):
 
 
 @every_family
+def test_packed_and_next_documents(family):
+    tokens = golden.load(family).golden["input_ids"]
+    whole = golden.whole(family)[0]
+    packed = np.concatenate([tokens[0], [0, 0], tokens[1]])[None]
+    ids = np.repeat([0, -1, 1], [tokens.shape[1], 2, tokens.shape[1]])[None]
+    logits, cache, _, _ = golden.run(family, packed, ids)
+    assert golden.error(logits[0, ids[0] == 0], whole[0]) < BOUND
+    assert golden.error(logits[0, ids[0] == 1], whole[1]) < BOUND
+    # Another document in the next call starts afresh.
+    logits = golden.run(family, tokens[:1], np.full_like(tokens[:1], 7), cache)
+    assert golden.error(logits[0][0], whole[0]) < BOUND
+
+
+@every_family
 def test_saved_again_byte_by_byte(family, tmp_path):
     loaded = golden.load(family)
     interop.save(loaded.model, loaded.params, tmp_path)

@@ -31,6 +31,9 @@ ERRORS = {
     "x64": ({"dtype": "float64"}, "needs jax_enable_x64"),
     "heads": ({"heads": 3}, "multiple of heads, got width=256 and heads=3"),
     "odd": ({"head_dim": 7}, "even head_dim, got 7; set attention.head_dim"),
+    "norm": ({"norm": "Layer"}, "norm must be one of.*nearest is 'layer'"),
+    "mlps": ({"mlps": ("mlp",)}, r"mlps must be a tuple of one or 4.*'swiglu'"),
+    "mlps_two": ({"mlps": ("none", "swiglu")}, "tuple of one or 4"),
     "eps": ({"norm_eps": 0.0}, "norm_eps must be a finite number above 0"),
 }
 

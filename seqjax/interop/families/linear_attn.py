@@ -15,7 +15,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     s.only("num_kv_heads", None, heads)
     s.only("norm_q", False)
     s.only("norm_k", False)
-    maps = {"elementwise_product": "hadamard"} | {
+    maps: dict[str, Any] = {"elementwise_product": "hadamard"} | {
         name: name for name in ("elu", "relu", "identity")
     }
     options = layers.LinearAttentionOptions(
