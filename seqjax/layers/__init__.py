@@ -54,6 +54,8 @@ from seqjax.layers.mixer import Mixer as Mixer
 from seqjax.layers.mixer import Options as Options
 from seqjax.layers.mlstm import MLSTM as MLSTM
 from seqjax.layers.mlstm import MLSTMOptions as MLSTMOptions
+from seqjax.layers.moe import MoE as MoE
+from seqjax.layers.moe import MoEOptions as MoEOptions
 from seqjax.layers.norms import GatedRMSNorm as GatedRMSNorm
 from seqjax.layers.norms import LayerNorm as LayerNorm
 from seqjax.layers.norms import RMSNorm as RMSNorm

@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from seqjax.layers import activations
 from seqjax.layers import fields
 from seqjax.layers import initializers
 from seqjax.layers import mixer
@@ -40,6 +41,11 @@ class ChannelOptions:
         """The layer; `width` is the hidden one where the options name none."""
         raise NotImplementedError(f"{type(self).__name__} has no build")
 
+    def idle(self, host: mixer.Host, width: int) -> int:
+        """Numbers of its kernels that a token does not meet."""
+        del host, width
+        return 0
+
 
 class SwiGLUChannels(swiglu.SwiGLU):
     """SwiGLU called as every channel mixer."""
@@ -60,12 +66,34 @@ class SwiGLUChannels(swiglu.SwiGLU):
 
 @dataclasses.dataclass(unsafe_hash=True)
 class SwiGLUOptions(ChannelOptions):
-    """SwiGLU in a model's config."""
+    """SwiGLU and its relatives in a model's config.
+
+    Attributes:
+      activation: "silu" for SwiGLU.
+      gated: whether there is a gate.
+      use_bias: whether the projections have biases.
+      gate_scale: factor on the gate before its activation.
+      output_scale: factor on the output.
+    """
+
+    activation: activations.Activation = "silu"
+    gated: bool = True
+    use_bias: bool = False
+    gate_scale: float = 1.0
+    output_scale: float = 1.0
 
     def build(self, host: mixer.Host, width: int, **module: Any) -> nn.Module:
         """The layer."""
         return SwiGLUChannels(
-            self.width or width, host.dtype, host.residual_scale, **module
+            self.width or width,
+            host.dtype,
+            host.residual_scale,
+            self.activation,
+            self.gated,
+            self.use_bias,
+            self.gate_scale,
+            self.output_scale,
+            **module,
         )
 
 

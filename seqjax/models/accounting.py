@@ -72,11 +72,23 @@ def flops_per_token(
         ]
     )
     matrices += config.vocab_size * config.width
+    matrices -= config.repeats * sum(
+        _idle(config, place) for place in range(len(config.pattern))
+    )
     per_repeat = sum(
         config.options(kind).flops(config.host(kind), length)
         for kind in config.pattern
     )
     return 3 * (2.0 * matrices + config.repeats * per_repeat)
+
+
+def _idle(config: config_lib.LanguageModelConfig, place: int) -> int:
+    """Numbers of the channel mixer's kernels that a token does not meet."""
+    name = config.mlp(place)
+    if name == "none":
+        return 0
+    host = config.host(config.pattern[place])
+    return getattr(config, name).idle(host, config.resolved_mlp_width)
 
 
 def weight_decay_mask(params: Any) -> Any:

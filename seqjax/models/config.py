@@ -17,6 +17,7 @@ from seqjax.layers import fields
 from seqjax.layers import mixer
 
 DTYPES = ("float32", "bfloat16", "float64")
+NORM_PLACES = ("before", "after", "stream")
 
 
 def _options(kind: type) -> Any:
@@ -44,7 +45,15 @@ class LanguageModelConfig:
       norm_eps: added to the mean square in every norm.
       learned_initial_state: whether the states of the recurrent mixers start
         from parameters (`seqjax.layers.InitialState`) and not from zero.
-      norm: of the residual stream: "rms", or "layer" for layer norms with bias.
+      norm: of the residual stream: "rms", "zero_centred_rms", whose parameters
+        are the scales - 1, or "layer" for layer norms with bias.
+      norm_places: where the norms of a layer stand, for each layer of one
+        repeat or for all: "before" the mixer and the MLP; "after" them, on what
+        is added to the stream; or in the "stream", x = norm(x) before each.
+      stream_scale: factor on the stream wherever a layer adds to it.
+      branch_scale: factor on what a layer adds.
+      embedding_scale: factor on the embedding.
+      logit_cap: bound of the logits, cap tanh(logits / cap); None for none.
       embedding_norm: whether the embedding is normalised before the layers.
       mlps: the channel mixers of one repeat, or one name for all of them;
         "none" for a layer without.
@@ -65,13 +74,19 @@ class LanguageModelConfig:
     dtype: str = "float32"
     norm_eps: float = 1e-5
     learned_initial_state: bool = False
-    norm: Literal["rms", "layer"] = "rms"
+    norm: Literal["rms", "zero_centred_rms", "layer"] = "rms"
+    norm_places: tuple[str, ...] = ("before",)
+    stream_scale: float = 1.0
+    branch_scale: float = 1.0
+    embedding_scale: float = 1.0
+    logit_cap: float | None = None
     embedding_norm: bool = False
     mlps: tuple[str, ...] = ("swiglu",)
     swiglu: layers.SwiGLUOptions = _options(layers.SwiGLUOptions)
     rwkv_channels: layers.RWKVChannelsOptions = _options(
         layers.RWKVChannelsOptions
     )
+    moe: layers.MoEOptions = _options(layers.MoEOptions)
     linear_attention: layers.LinearAttentionOptions = _options(
         layers.LinearAttentionOptions
     )
@@ -147,6 +162,10 @@ class LanguageModelConfig:
         """Name of the channel mixer at a place of the pattern."""
         return self.mlps[place if len(self.mlps) > 1 else 0]
 
+    def norm_place(self, place: int) -> str:
+        """Where the norms stand in the layer at a place of the pattern."""
+        return self.norm_places[place if len(self.norm_places) > 1 else 0]
+
     def options(self, name: str) -> mixer.Options:
         """The options of a name of the pattern."""
         if name not in self.pattern_names():
@@ -193,7 +212,11 @@ class LanguageModelConfig:
             )
         for name, options in kinds.items():
             options.check(self.host(name), f"{prefix}{name}.")
-        self._check_mlps(prefix)
+        self._check_places(prefix, "norm_places", NORM_PLACES)
+        self._check_places(prefix, "mlps", self.mlp_names())
+        for name in sorted(set(self.mlps) - {"none"}):
+            host = self.host(self.pattern[0])
+            getattr(self, name).check(host, f"{prefix}{name}.")
 
     def check_sharded(
         self, length: int, devices: int, prefix: str = ""
@@ -220,17 +243,17 @@ class LanguageModelConfig:
                 self.host(name), f"{prefix}{name}.", length, devices
             )
 
-    def _check_mlps(self, prefix: str) -> None:
-        accepted = self.mlp_names()
+    def _check_places(
+        self, prefix: str, name: str, accepted: tuple[str, ...]
+    ) -> None:
+        """Requires one of a few names for each place, or for all."""
+        value = getattr(self, name)
         if (
-            not isinstance(self.mlps, tuple)
-            or len(self.mlps) not in (1, len(self.pattern))
-            or not set(self.mlps) <= set(accepted)
+            not isinstance(value, tuple)
+            or len(value) not in (1, len(self.pattern))
+            or not set(value) <= set(accepted)
         ):
             raise ValueError(
-                f"{prefix}mlps must be a tuple of one or {len(self.pattern)} "
-                f"(as the pattern) of {accepted}, got {self.mlps!r}"
+                f"{prefix}{name} must be a tuple of one or {len(self.pattern)} "
+                f"(as the pattern) of {accepted}, got {value!r}"
             )
-        for name in sorted(set(self.mlps) - {"none"}):
-            host = self.host(self.pattern[0])
-            getattr(self, name).check(host, f"{prefix}{name}.")
