@@ -16,6 +16,10 @@ from seqjax.layers.delta_mixer import DeltaState as DeltaState
 from seqjax.layers.delta_net import DeltaNet as DeltaNet
 from seqjax.layers.delta_net import DeltaNetOptions as DeltaNetOptions
 from seqjax.layers.delta_net import GatedDeltaNetOptions as GatedDeltaNetOptions
+from seqjax.layers.gated_convolution import GatedConvolution as GatedConvolution
+from seqjax.layers.gated_convolution import (
+    GatedConvolutionOptions as GatedConvolutionOptions,
+)
 from seqjax.layers.gated_delta_product import (
     GatedDeltaProduct as GatedDeltaProduct,
 )

@@ -1,4 +1,4 @@
-"""The linear maps into heads and out of them, without biases."""
+"""The linear maps into heads and out of them."""
 
 from collections.abc import Callable
 
@@ -22,11 +22,13 @@ def to_heads(
     dtype: jnp.dtype,
     name: str,
     kernel_init: Initializer = _LECUN,
+    *,
+    use_bias: bool = False,
 ) -> jax.Array:
     """Projects x [B, T, D] to [B, T, heads, features]; call it in a module."""
     return nn.DenseGeneral(
         (heads, features),
-        use_bias=False,
+        use_bias=use_bias,
         dtype=dtype,
         kernel_init=kernel_init,
         name=name,
@@ -39,6 +41,8 @@ def from_heads(
     dtype: jnp.dtype,
     residual_scale: float,
     kernel_init: Initializer = _LECUN,
+    *,
+    use_bias: bool = False,
 ) -> jax.Array:
     """Projects o [B, T, H, V] to [B, T, width]; call it in a module.
 
@@ -47,11 +51,45 @@ def from_heads(
     return nn.DenseGeneral(
         width,
         axis=(-2, -1),
-        use_bias=False,
+        use_bias=use_bias,
         dtype=dtype,
         kernel_init=initializers.scaled(kernel_init, residual_scale),
         name="out",
     )(o)
+
+
+class Grouped(nn.Module):
+    """A linear map for each group of channels; one of [in, out] for one group.
+
+    Attributes:
+      features: out, of each group.
+      dtype: of the computation; parameters are float32.
+      kernel_init: of each group's kernel.
+      bias_init: None for no bias.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Initializer = _LECUN
+    bias_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., G, in] to [..., G, out]."""
+        groups, inputs = x.shape[-2:]
+        lead = () if groups == 1 else (groups,)
+        shape = *lead, inputs, self.features
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = kernel.reshape(groups, inputs, self.features)
+        y = jnp.einsum(
+            "...gi,gio->...go", x.astype(self.dtype), kernel.astype(self.dtype)
+        )
+        if self.bias_init is not None:
+            shape = *lead, self.features
+            bias = self.param("bias", self.bias_init, shape, jnp.float32)
+            bias = bias.reshape(groups, self.features).astype(y.dtype)
+            y = y + norms.expand(bias, y)
+        return y
 
 
 def read_out(

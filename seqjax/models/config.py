@@ -99,6 +99,9 @@ class LanguageModelConfig:
     hgrn2: layers.HGRN2Options = _options(layers.HGRN2Options)
     lightnet: layers.LightNetOptions = _options(layers.LightNetOptions)
     gsa: layers.GSAOptions = _options(layers.GSAOptions)
+    gated_convolution: layers.GatedConvolutionOptions = _options(
+        layers.GatedConvolutionOptions
+    )
     mamba: layers.MambaOptions = _options(layers.MambaOptions)
     mamba2: layers.Mamba2Options = _options(layers.Mamba2Options)
     rglru: layers.RGLRUOptions = _options(layers.RGLRUOptions)
