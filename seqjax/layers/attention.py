@@ -37,6 +37,11 @@ class Attention(mixer.Mixer):
       rotary_base: of the rotary angles; None for no positions.
       output_gate: "none", "headwise" or "elementwise".
       qk_norm: RMS norm of queries and keys per head, before the rotation.
+      rotary_dim: channels of a head that are rotated; None for all.
+      full_width_norm: whether that norm runs over all heads together.
+      zero_centred_norm: whether its parameter is the scale - 1.
+      use_bias: of the projections to queries, keys and values.
+      use_out_bias: of the output projection.
 
     The state has the dtype of the computation.
     """
@@ -48,6 +53,11 @@ class Attention(mixer.Mixer):
     rotary_base: float | None = 10000.0
     output_gate: str = "none"
     qk_norm: bool = False
+    rotary_dim: int | None = None
+    full_width_norm: bool = False
+    zero_centred_norm: bool = False
+    use_bias: bool = False
+    use_out_bias: bool = False
 
     @nn.nowrap
     def init_state(self, batch: int, capacity: int) -> ops.AttentionState:
@@ -93,8 +103,9 @@ class Attention(mixer.Mixer):
                 x.shape[:2],
                 continued=state is not None or self.axis_name is not None,
             )
-            q = rotary.rotate(q, positions, self.rotary_base)
-            k = rotary.rotate(k, positions, self.rotary_base)
+            base, dim = self.rotary_base, self.rotary_dim
+            q = rotary.rotate(q, positions, base, dim)
+            k = rotary.rotate(k, positions, base, dim)
         elif positions is not None:
             raise ValueError(
                 "positions must be None where rotary_base is None: nothing "
@@ -113,7 +124,11 @@ class Attention(mixer.Mixer):
         )
         o = self._gate(o, x)
         y = projections.from_heads(
-            o, x.shape[-1], self.dtype, self.residual_scale
+            o,
+            x.shape[-1],
+            self.dtype,
+            self.residual_scale,
+            use_bias=self.use_out_bias,
         )
         return y, state
 
@@ -133,7 +148,14 @@ class Attention(mixer.Mixer):
     def _query_key_value(self, x: jax.Array) -> tuple[jax.Array, ...]:
         shared = self._shared_heads()
         q, k, v = (
-            projections.to_heads(x, heads, self.head_dim, self.dtype, name)
+            projections.to_heads(
+                x,
+                heads,
+                self.head_dim,
+                self.dtype,
+                name,
+                use_bias=self.use_bias,
+            )
             for name, heads in (
                 ("query", self.heads),
                 ("key", shared),
@@ -141,9 +163,14 @@ class Attention(mixer.Mixer):
             )
         )
         if self.qk_norm:
-            q = norms.RMSNorm(self.eps, name="query_norm")(q)
-            k = norms.RMSNorm(self.eps, name="key_norm")(k)
+            q, k = self._norm(q, "query_norm"), self._norm(k, "key_norm")
         return q, k, v
+
+    def _norm(self, x: jax.Array, name: str) -> jax.Array:
+        norm = norms.RMSNorm(self.eps, self.zero_centred_norm, name=name)
+        if self.full_width_norm:
+            return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+        return norm(x)
 
     def _gate(self, o: jax.Array, x: jax.Array) -> jax.Array:
         if self.output_gate not in OUTPUT_GATES:
@@ -168,6 +195,11 @@ class AttentionOptions(mixer.HeadOptions):
       rotary_base: of the rotary angles; None for no positions.
       output_gate: sigmoid gate on what is read.
       qk_norm: whether queries and keys are normalised per head.
+      rotary_dim: channels of a head that are rotated; None for all.
+      full_width_norm: whether they are normalised over all heads together.
+      zero_centred_norm: whether the parameters of that norm are its scales - 1.
+      use_bias: of the projections to queries, keys and values.
+      use_out_bias: of the output projection.
     """
 
     shards_time: ClassVar[bool] = True
@@ -177,6 +209,11 @@ class AttentionOptions(mixer.HeadOptions):
     rotary_base: float | None = 10000.0
     output_gate: OutputGate = "none"
     qk_norm: bool = False
+    rotary_dim: int | None = None
+    full_width_norm: bool = False
+    zero_centred_norm: bool = False
+    use_bias: bool = False
+    use_out_bias: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -189,6 +226,12 @@ class AttentionOptions(mixer.HeadOptions):
         heads, head_dim = self.sizes(host)
         if self.rotary_base is not None:
             mixer.require_even(f"{path}head_dim", head_dim, "rotary positions")
+            turned = self.rotary_dim or head_dim
+            if turned % 2 or turned > head_dim:
+                raise ValueError(
+                    f"{path}rotary_dim must be even and at most {head_dim}, "
+                    f"the width of a head, got {turned}"
+                )
         if heads % (self.key_value_heads or heads):
             raise ValueError(
                 f"heads must be a multiple of {path}key_value_heads, got "
@@ -205,6 +248,11 @@ class AttentionOptions(mixer.HeadOptions):
             self.rotary_base,
             self.output_gate,
             self.qk_norm,
+            self.rotary_dim,
+            self.full_width_norm,
+            self.zero_centred_norm,
+            self.use_bias,
+            self.use_out_bias,
             **self.common(host) | {"exchange": host.attention_exchange},
             **module,
         )

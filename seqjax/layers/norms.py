@@ -50,18 +50,28 @@ def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 
 
 class RMSNorm(nn.Module):
-    """RMS norm over the last axis with a learned scale [D], at first 1."""
+    """RMS norm over the last axis with a learned scale [D], at first 1.
+
+    Attributes:
+      eps: added to the mean square.
+      zero_centred: whether the parameter is the scale - 1 (Gemma, Qwen3-Next).
+    """
 
     eps: float = 1e-5
+    zero_centred: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [..., D]; returns the dtype of x."""
-        scale = self.param(
-            "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32
-        )
+        init = nn.initializers.ones
+        if self.zero_centred:
+            init = nn.initializers.zeros
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
         y = rms_normalize(x, self.eps)
-        return (y * expand(scale, y)).astype(x.dtype)
+        scale = expand(scale, y)
+        if self.zero_centred:
+            scale = 1 + scale
+        return (y * scale).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):

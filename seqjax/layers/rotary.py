@@ -12,13 +12,17 @@ from seqjax.layers import norms
 from seqjax.recurrence import segments
 
 
-def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+def rotate(
+    x: jax.Array, positions: jax.Array, base: float, dim: int | None = None
+) -> jax.Array:
     """Turns each head by the angles of its token.
 
     Args:
       x: [B, T, H, D], D even.
       positions: int32 [B, T].
       base: of the geometric row of wavelengths; 10000 in the paper.
+      dim: the first channels of each head, an even number of them, that turn
+        as a head of that width would; None for all.
 
     Returns:
       [B, T, H, D] in the dtype of x.
@@ -26,6 +30,9 @@ def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
     Raises:
       ValueError: D is odd.
     """
+    if dim is not None and dim < x.shape[-1]:
+        turned = rotate(x[..., :dim], positions, base)
+        return jnp.concatenate([turned, x[..., dim:]], axis=-1)
     if x.shape[-1] % 2:
         raise ValueError(
             f"rotary positions need an even head_dim, got {x.shape[-1]}; change"

@@ -1,6 +1,8 @@
 """What a repeat of the pattern is made of.
 
 x = x + mixer(norm(x));  x = x + mlp(norm(x))
+
+or as the config's `norm_places` and scales say.
 """
 
 from typing import Any
@@ -17,12 +19,14 @@ from seqjax.models import mixers
 
 def norm(config: config_lib.LanguageModelConfig, **module: Any) -> nn.Module:
     """A norm of the residual stream; `module` is `name` or nothing."""
-    kind = layers.LayerNorm if config.norm == "layer" else layers.RMSNorm
-    return kind(config.norm_eps, **module)
+    if config.norm == "layer":
+        return layers.LayerNorm(config.norm_eps, **module)
+    zero_centred = config.norm == "zero_centred_rms"
+    return layers.RMSNorm(config.norm_eps, zero_centred, **module)
 
 
 class Block(nn.Module):
-    """One layer: a mixer and an MLP, each after a norm and added back.
+    """One layer: a mixer and an MLP, each with a norm and added back.
 
     Attributes:
       config: of the model.
@@ -46,27 +50,52 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """Maps x [B, T, D] and the layer's state to the next ones."""
         config = self.config
+        where = config.norm_place(self.place)
         state, mlp_state = cache_lib.split(state)
         mixer = mixers.build(config, self.kind, self.across, name="mixer")
         if config.learned_initial_state:
             first = layers.InitialState(name="initial_state")
             state = first(mixer.init_state(x.shape[0], 1), state, place.fresh)
+        mixer_norm = norm(config, name="mixer_norm")
+        x, inner = _enter(where, mixer_norm, x)
         y, state, shared = mixers.mix(
-            config.options(self.kind),
-            mixer,
-            norm(config, name="mixer_norm")(x),
-            state,
-            segment_ids,
-            place,
+            config.options(self.kind), mixer, inner, state, segment_ids, place
         )
-        x = x + y
+        x = _add(config, where, mixer_norm, x, y)
         mlp = mixers.build_mlp(config, self.place, self.across, name="mlp")
         if mlp is not None:
-            y, mlp_state = mlp(
-                norm(config, name="mlp_norm")(x), mlp_state, segment_ids
-            )
-            x = x + y
+            mlp_norm = norm(config, name="mlp_norm")
+            x, inner = _enter(where, mlp_norm, x)
+            y, mlp_state = mlp(inner, mlp_state, segment_ids)
+            x = _add(config, where, mlp_norm, x, y)
         return x, cache_lib.join(state, mlp_state), shared
+
+
+def _enter(
+    where: str, normed: nn.Module, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The stream, and what a mixer or an MLP is given of it."""
+    if where == "after":
+        return x, x
+    y = normed(x)
+    return (y if where == "stream" else x), y
+
+
+def _add(
+    config: config_lib.LanguageModelConfig,
+    where: str,
+    normed: nn.Module,
+    x: jax.Array,
+    y: jax.Array,
+) -> jax.Array:
+    """The stream with what came out added."""
+    if where == "after":
+        y = normed(y)
+    if config.branch_scale != 1:
+        y = config.branch_scale * y
+    if config.stream_scale != 1:
+        x = config.stream_scale * x
+    return x + y
 
 
 class Repeat(nn.Module):

@@ -182,6 +182,8 @@ class LanguageModel(nn.Module):
         tokens = jnp.where(tokens < 0, self.config.vocab_size, tokens)
         x = jnp.take(self.embedding, tokens, axis=0)
         x = x.astype(self.config.dtype)
+        if self.config.embedding_scale != 1:
+            x = self.config.embedding_scale * x
         if self.config.embedding_norm:
             x = self.embedding_norm(x)
         step = cache is not None and tokens.shape[1] == 1
@@ -252,12 +254,14 @@ class LanguageModel(nn.Module):
         table = (
             self.embedding if self.config.tie_embeddings else self.unembedding
         )
-        return jnp.einsum(
+        logits = jnp.einsum(
             "btd,vd->btv",
             self.final_norm(x),
             table.astype(x.dtype),
             preferred_element_type=norms.wide(x.dtype),
         )
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     @nn.nowrap
     def _empty_states(self, batch: int, capacity: int) -> tuple[Any, ...]:

@@ -17,9 +17,12 @@ from seqjax.interop.families import hgrn
 from seqjax.interop.families import hgrn2
 from seqjax.interop.families import kda
 from seqjax.interop.families import linear_attn
+from seqjax.interop.families import recurrent_gemma
 from seqjax.interop.families import retnet
+from seqjax.interop.families import rwkv
 from seqjax.interop.families import rwkv6
 from seqjax.interop.families import rwkv7
+from seqjax.interop.families import xlstm
 
 # By the model_type that their config.json names.
 BY_TYPE: dict[str, ModuleType] = {
@@ -33,7 +36,10 @@ BY_TYPE: dict[str, ModuleType] = {
     "hgrn2": hgrn2,
     "kda": kda,
     "linear_attn": linear_attn,
+    "recurrent_gemma": recurrent_gemma,
     "retnet": retnet,
+    "rwkv": rwkv,
     "rwkv6": rwkv6,
     "rwkv7": rwkv7,
+    "xlstm": xlstm,
 }

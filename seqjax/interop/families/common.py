@@ -1,0 +1,124 @@
+"""What the families of transformers have in common."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from seqjax.interop import config as config_lib
+from seqjax.interop import patterns
+from seqjax.interop import settings as settings_lib
+from seqjax.interop import tables
+
+
+def rotary(
+    s: settings_lib.Settings, head_dim: int, partial: float = 1.0
+) -> dict[str, Any]:
+    """What an attention layer is told of its rotary positions.
+
+    Newer files say it in a group of settings, older ones beside the others.
+
+    Args:
+      s: the settings.
+      head_dim: width of a head.
+      partial: share of it that is rotated, where it is not said.
+    """
+    s.only("rope_scaling", None)
+    found = s.get("rope_parameters", None)
+    outer = {
+        name: s.get(name)
+        for name in ("rope_theta", "partial_rotary_factor")
+        if s.get(name, None) is not None
+    }
+    inner = settings_lib.Settings(outer | (found or {}), {}, "rope_parameters.")
+    inner.only("rope_type", "default")
+    base = inner.number("rope_theta", 10000.0)
+    dim = int(head_dim * inner.number("partial_rotary_factor", partial))
+    s.include(inner)
+    return {
+        "rotary_base": float(base),
+        "rotary_dim": None if dim == head_dim else dim,
+    }
+
+
+def layer_types(
+    s: settings_lib.Settings,
+    names: Mapping[str, str],
+    default: list[str],
+    setting: str = "layer_types",
+) -> list[str]:
+    """A name of ours for each layer.
+
+    Args:
+      s: the settings.
+      names: ours by theirs.
+      default: theirs, where the setting is missing.
+      setting: a list of theirs, one a layer.
+    """
+    types = s.get(setting, None) or default
+    if (
+        not isinstance(types, list)
+        or len(types) != len(default)
+        or not set(types) <= names.keys()
+    ):
+        s.fault(
+            f"{setting} = {types} is not supported; it must be a list of "
+            f"{len(default)} of {sorted(names)}"
+        )
+        types = default
+    return [names[name] for name in types]
+
+
+def pattern(
+    kinds: list[str], mlps: list[str] | None = None, **by_kind: dict[str, str]
+) -> dict[str, Any]:
+    """The fields of a config that say which layers there are.
+
+    Args:
+      kinds: mixer of each layer.
+      mlps: channel mixer of each layer; None for SwiGLU in all.
+      **by_kind: other fields that name something for each place, as a map from
+        the mixers.
+    """
+    each = list(zip(kinds, mlps or ["swiglu"] * len(kinds), strict=True))
+    found, repeats = patterns.shortest(each)
+    places = tuple(kind for kind, _ in found)
+    return {
+        "pattern": places,
+        "mlps": tuple(mlp for _, mlp in found),
+        "repeats": repeats,
+    } | {
+        name: tuple(map(chosen.__getitem__, places))
+        for name, chosen in by_kind.items()
+    }
+
+
+def ends(
+    t: tables.Table,
+    config: config_lib.Config,
+    embedding: str = "model.embed_tokens",
+    norm: str = "model.norm",
+    head: str = "lm_head",
+) -> None:
+    """Embedding, final norm and output weights."""
+    t.same("embedding", f"{embedding}.weight")
+    if not config.tie_embeddings:
+        t.same("unembedding", f"{head}.weight")
+    t.norm("final_norm", norm, config.norm == "layer")
+
+
+def swiglu(
+    t: tables.Table,
+    ours: str = "mlp",
+    theirs: str = "mlp",
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    bias: bool = False,
+) -> None:
+    """The three maps of a gated MLP."""
+    for name, module in zip(("gate", "up", "down"), names, strict=True):
+        t.linear(f"{ours}/{name}", f"{theirs}.{module}", bias=bias)
+
+
+def attention(t: tables.Table, bias: bool = False, out: bool = False) -> None:
+    """The maps of softmax attention; with biases, of the output with `out`."""
+    for name in ("query", "key", "value"):
+        t.linear(name, f"{name[0]}_proj", bias=bias)
+    t.linear("out", "o_proj", inputs=2, bias=out)
