@@ -9,6 +9,7 @@ from types import ModuleType
 
 from seqjax.interop.families import comba
 from seqjax.interop.families import delta_net
+from seqjax.interop.families import falcon_mamba
 from seqjax.interop.families import gated_deltanet
 from seqjax.interop.families import gated_deltaproduct
 from seqjax.interop.families import gla
@@ -16,7 +17,10 @@ from seqjax.interop.families import gsa
 from seqjax.interop.families import hgrn
 from seqjax.interop.families import hgrn2
 from seqjax.interop.families import kda
+from seqjax.interop.families import lfm2
 from seqjax.interop.families import linear_attn
+from seqjax.interop.families import mamba
+from seqjax.interop.families import mamba2
 from seqjax.interop.families import recurrent_gemma
 from seqjax.interop.families import retnet
 from seqjax.interop.families import rwkv
@@ -28,6 +32,7 @@ from seqjax.interop.families import xlstm
 BY_TYPE: dict[str, ModuleType] = {
     "comba": comba,
     "delta_net": delta_net,
+    "falcon_mamba": falcon_mamba,
     "gated_deltanet": gated_deltanet,
     "gated_deltaproduct": gated_deltaproduct,
     "gla": gla,
@@ -35,7 +40,10 @@ BY_TYPE: dict[str, ModuleType] = {
     "hgrn": hgrn,
     "hgrn2": hgrn2,
     "kda": kda,
+    "lfm2": lfm2,
     "linear_attn": linear_attn,
+    "mamba": mamba,
+    "mamba2": mamba2,
     "recurrent_gemma": recurrent_gemma,
     "retnet": retnet,
     "rwkv": rwkv,
