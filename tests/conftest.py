@@ -1,5 +1,6 @@
 """What every test runs under: set before JAX is imported."""
 
+import itertools
 import os
 import pathlib
 
@@ -20,6 +21,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", str(_CACHE / "own"))
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -49,3 +51,22 @@ def pytest_collection_modifyitems(config, items):
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [i for i in items if not i.get_closest_marker("full")]
+
+
+# Each compiled program maps some sixty pieces of memory, and Linux allows a
+# process 65530 of them: beyond that XLA crashes.
+_MAPS = pathlib.Path("/proc/self/maps")
+_MOST_MAPS = 40_000
+_CHECKED_EVERY = 20
+_tests = itertools.count(1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """Drops compiled programs before they are too many for the process."""
+    if next(_tests) % _CHECKED_EVERY or not _MAPS.exists():
+        return
+    with _MAPS.open("rb") as lines:
+        count = sum(1 for _ in lines)
+    if count > _MOST_MAPS:
+        jax.clear_caches()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import _tree
+from tests import xla_flags
 
 # Made by running something, so absent from a fresh checkout.
 MADE = ("runs", ".venv", ".cache")
@@ -203,7 +204,7 @@ def run_examples(names, folder) -> dict[str, list[str]]:
     """What the Python blocks of pages print, in a fresh interpreter."""
     environment = dict(os.environ)
     # One device, as a reader has.
-    environment.pop("XLA_FLAGS", None)
+    environment["XLA_FLAGS"] = xla_flags.flags(devices=1)
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(_tree.ROOT), str(_tree.ROOT / "kernels")]
     )

@@ -9,10 +9,31 @@ from benchmarks import _measure
 from benchmarks import _timing
 
 
+# Their chunks are those of a row that the default run takes.
+SHARED = {
+    "linear_attention",
+    "linear_attention_normalized",
+    "retention",
+    "lightning_attention",
+    "ssd",
+    "rwkv6",
+    "lightnet_attention",
+    "gated_slot_attention",
+    "delta_rule",
+    "gated_delta_product",
+    "comba",
+    "gated_delta_rule_2",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [name for name, case in _cases.CASES.items() if "chunk" in case.forms],
+    [
+        pytest.param(name, marks=[pytest.mark.full] * (name in SHARED))
+        for name, case in _cases.CASES.items()
+        if "chunk" in case.forms
+    ],
 )
 def test_scratch_memory_grows_linearly(name):
     case = _cases.CASES[name]

@@ -16,7 +16,7 @@ from tests.conformance import cases
 from tests.conformance import spec
 
 # Tests compile without LLVM's optimisation (tests/xla_flags.py).  One program
-# an operator is compiled as users get it (`board_options`).
+# a core is compiled as users get it (`board_options`).
 BOARD_CHUNK = 16
 AS_USERS = {"xla_backend_optimization_level": 3}
 if jax.__version_info__ < (0, 11):  # newer versions dropped the option
@@ -100,7 +100,8 @@ def program(operator, gradients, options, wide=False):
             ct_state,
         )
 
-    as_users = options.get("chunk_size") == BOARD_CHUNK and not wide
+    stands = operator.core is None and not wide
+    as_users = stands and options.get("chunk_size") == BOARD_CHUNK
     return jax.jit(
         both if gradients else values,
         compiler_options=AS_USERS if as_users else None,
