@@ -8,7 +8,6 @@ from benchmarks import _cases
 from benchmarks import _measure
 from benchmarks import _timing
 
-
 # Their chunks are those of a row that the default run takes.
 SHARED = {
     "linear_attention",
