@@ -161,11 +161,16 @@ class Options:
         past = [getattr(state, n) for n in PAST_INPUTS if n in state._fields]
         seen = max((leaf.shape[1] for leaf in jax.tree.leaves(past)), default=0)
         if length // devices < seen:
+            most = max(
+                few
+                for few in range(1, devices)
+                if few == 1 or not length % few and length // few >= seen
+            )
             raise ValueError(
                 f"mesh.seq = {devices} leaves {length // devices} of "
                 f"{length} tokens to each device, but {name} looks {seen} "
-                f"tokens back at the device before; lower mesh.seq to at most "
-                f"{length // seen}, or raise data.sequence_length to at least "
+                f"tokens back at the device before; lower mesh.seq to {most}, "
+                f"or raise data.sequence_length to at least "
                 f"{seen * devices}"
             )
 
@@ -193,6 +198,14 @@ class Options:
         (`seqjax.layers.gates.lower_bounds`) as the argument "lower_bound".
         """
         del host
+        return None
+
+    def bounded(self, state: Any) -> Any:
+        """The part of a layer's state that bounds how many tokens it takes.
+
+        That is the `AttentionState` of softmax attention without a window.
+        """
+        del state
         return None
 
     def flops(self, host: Host, length: int) -> float:

@@ -5,16 +5,23 @@ meanwhile the others wait in a collective.  A connection ends with its process
 at once.  Each process holds one to process 0, which tells the others who died;
 a process that means to end says so first.  A machine that loses its power
 closes nothing: there the heartbeats remain.
+
+Whoever connects shows a token that process 0 has drawn for the job, so that a
+stray connection is not taken for a process.
 """
 
 from collections.abc import Callable
+import secrets
 import socket
 import struct
 import threading
+import time
 
 _SECONDS = 60
 _ENDS = -1  # in place of the id of a process that died
 _ID = struct.Struct("!i")
+_HELLO = struct.Struct("!Qi")  # token, id
+_SECONDS_TO_SAY_HELLO = 5
 
 
 class Lifeline:
@@ -27,16 +34,20 @@ class Lifeline:
         self._lock = threading.Lock()
         self._over = False
 
-    def listen(self, others: int) -> int:
-        """In process 0: waits in a thread for the others; returns the port."""
-        server = socket.create_server(("", 0), backlog=others)
-        server.settimeout(_SECONDS)
-        threading.Thread(
-            target=self._accept, args=(server, others), daemon=True
-        ).start()
-        return server.getsockname()[1]
+    def listen(self, others: int) -> tuple[int, int]:
+        """In process 0: waits in a thread for processes 1 to `others`.
 
-    def connect(self, host: str, port: int) -> None:
+        Returns:
+          The port and the token that the others need.
+        """
+        token = secrets.randbits(64)
+        server = socket.create_server(("", 0), backlog=others)
+        threading.Thread(
+            target=self._accept, args=(server, others, token), daemon=True
+        ).start()
+        return server.getsockname()[1], token
+
+    def connect(self, host: str, port: int, token: int) -> None:
         """In the others: connects to process 0.
 
         Raises:
@@ -44,7 +55,7 @@ class Lifeline:
         """
         link = socket.create_connection((host, port), _SECONDS)
         link.settimeout(None)
-        link.sendall(_ID.pack(self._id))
+        link.sendall(_HELLO.pack(token, self._id))
         self._watch(0, link)
 
     def end(self) -> None:
@@ -57,17 +68,24 @@ class Lifeline:
                 except OSError:
                     pass  # it has ended first
 
-    def _accept(self, server: socket.socket, others: int) -> None:
+    def _accept(self, server: socket.socket, others: int, token: int) -> None:
+        missing = set(range(1, others + 1))
+        deadline = time.monotonic() + _SECONDS
         with server:
-            for _ in range(others):
+            while missing and (left := deadline - time.monotonic()) > 0:
+                server.settimeout(left)
                 try:
                     link, _ = server.accept()
                 except OSError:
                     return  # one that cannot connect says so itself
+                link.settimeout(_SECONDS_TO_SAY_HELLO)
+                said = self._read(link, _HELLO)
+                if said is None or said[0] != token or said[1] not in missing:
+                    link.close()
+                    continue
+                missing.remove(said[1])
                 link.settimeout(None)
-                who = self._read(link)
-                if who is not None:
-                    self._watch(who, link)
+                self._watch(said[1], link)
 
     def _watch(self, who: int, link: socket.socket) -> None:
         with self._lock:
@@ -77,13 +95,13 @@ class Lifeline:
         ).start()
 
     def _follow(self, who: int, link: socket.socket) -> None:
-        said = self._read(link)
+        said = self._read(link, _ID)
         with self._lock:
-            if said == _ENDS or self._over:
+            if said == (_ENDS,) or self._over:
                 self._peers.pop(who, None)
                 return
             self._over = True
-            dead = who if said is None else said
+            dead = who if said is None else said[0]
             for other in self._peers.values():
                 if other is not link:
                     try:
@@ -93,15 +111,15 @@ class Lifeline:
         self._died(dead)
 
     @staticmethod
-    def _read(link: socket.socket) -> int | None:
-        """The next number, None where the connection has ended."""
+    def _read(link: socket.socket, what: struct.Struct) -> tuple | None:
+        """The next numbers, None where the connection has ended."""
         data = b""
         try:
-            while len(data) < _ID.size:
-                piece = link.recv(_ID.size - len(data))
+            while len(data) < what.size:
+                piece = link.recv(what.size - len(data))
                 if not piece:
                     return None
                 data += piece
         except OSError:
             return None
-        return _ID.unpack(data)[0]
+        return what.unpack(data)

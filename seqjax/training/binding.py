@@ -145,6 +145,15 @@ def check_described(
     )
 
 
+def differences(first: dict[str, Any], other: dict[str, Any]) -> str:
+    """The fields in which two nested dicts differ, in a line; "" for none."""
+    old, new = _flatten(first), _flatten(other)
+    return ", ".join(
+        f"{name} is {new.get(name, _ABSENT)}, not {old.get(name, _ABSENT)}"
+        for name in _changed(old, new)[:_SHOWN]
+    )
+
+
 def _changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
     return [
         name

@@ -26,6 +26,7 @@ import numpy as np
 
 from seqjax.training import _lifeline
 from seqjax.training import _place
+from seqjax.training import _processes
 from seqjax.training import background
 from seqjax.training import flags
 
@@ -203,6 +204,7 @@ def check_devices(expected: int | None) -> None:
     Args:
       expected: in all processes together; None: any number, the same in each.
     """
+    _require_same_count()
     counts = [0] * jax.process_count()
     for device in jax.devices():
         counts[device.process_index] += 1
@@ -223,6 +225,22 @@ def check_devices(expected: int | None) -> None:
             f"every process must have as many devices as the others, but the "
             f"job has {found}; hide the others with CUDA_VISIBLE_DEVICES, or "
             f"leave machines with fewer out"
+        )
+
+
+def _require_same_count() -> None:
+    """The processes agree on how many they are; JAX believes process 0."""
+    if not _joined:
+        return
+    found = _processes.gather_json({"of": _joined[0].num_processes})
+    said = [each["of"] for each in found]
+    if set(said) != {len(said)}:
+        raise flags.ConfigError(
+            f"num_processes must be the same in every process, and as many as "
+            f"there are: {len(said)} have joined, which were given "
+            f"{', '.join(map(str, said))}, in order of process_id; start all "
+            f"of them again with --num_processes (or JAX_NUM_PROCESSES) of "
+            f"the whole job"
         )
 
 
@@ -249,14 +267,17 @@ def watch(exit_code: int) -> None:
         os._exit(exit_code)
 
     line = _lifeline.Lifeline(jax.process_index(), died)
-    port = 0
+    port = token = 0
     if jax.process_index() == 0:
-        port = line.listen(jax.process_count() - 1)
-    port = int(multihost_utils.broadcast_one_to_all(np.int32(port)))
+        port, token = line.listen(jax.process_count() - 1)
+    sent = np.uint32([port, token >> 32, token & 0xFFFFFFFF])
+    came = multihost_utils.broadcast_one_to_all(sent)
+    port, high, low = (int(number) for number in came)
+    token = high << 32 | low
     if jax.process_index():
         host = here.coordinator_address.rpartition(":")[0].strip("[]")
         try:
-            line.connect(host, port)
+            line.connect(host, port, token)
         except OSError as error:
             _say(
                 f"{_who(here)} cannot connect to port {port} of {host} "

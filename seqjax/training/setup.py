@@ -86,11 +86,13 @@ def assemble(
 
     Raises:
       DataError: text that is missing, unreadable, empty or too short.
-      ConfigError: a batch that the devices do not divide, a mesh that does
-        not fit them, or a workdir of another configuration.
+      ConfigError: processes with different configurations, a batch that the
+        devices do not divide, a mesh that does not fit them, or a workdir of
+        another configuration.
       MetricsError: a workdir whose rows have lost their checkpoints.
       PreemptedError: ``stop`` came true while the text was read.
     """
+    _require_same_config(config)
     try:
         data_shards, fsdp, _ = config.mesh.sizes(jax.device_count())
     except ValueError as error:
@@ -126,6 +128,27 @@ def assemble(
     } | provenance.collect()
     provenance.write(directory, facts)
     return Parts(corpus, train_data, validation_data, built, store, facts)
+
+
+def _require_same_config(config: config_lib.TrainConfig) -> None:
+    """Raises ConfigError where the processes were given different runs.
+
+    Each builds its own program: with another rate their copies of a parameter
+    would drift apart in silence, with another batch they would wait for ever.
+    """
+    mine = {"config": config_lib.to_dict(config), "jax": jax.__version__}
+    each = _processes.gather_json(mine)
+    faults = [
+        f"process {index}: {fields}"
+        for index, theirs in enumerate(each)
+        if (fields := binding.differences(each[0], theirs))
+    ]
+    if faults:
+        raise flags.ConfigError(
+            "every process must be given the same configuration and versions; "
+            "these differ from process 0's:\n  " + "\n  ".join(faults) + "\n"
+            "Start the same command from the same files in all"
+        )
 
 
 def _require_checkpoint_folder(directory: pathlib.Path) -> None:

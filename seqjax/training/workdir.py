@@ -13,6 +13,8 @@ from absl import logging
 from seqjax.training import _processes
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+# A file on a network file system may be seen some seconds late elsewhere.
+_SECONDS_TO_APPEAR = 15
 _held: set[pathlib.Path] = set()
 
 
@@ -55,6 +57,7 @@ class WorkdirLock:
                     f"process 0 could not take workdir {self.workdir}; its "
                     "output says why"
                 )
+            self._require_one_folder()
             return self
         try:
             entered = self._enter()
@@ -65,7 +68,34 @@ class WorkdirLock:
             _processes.where_true(True)
             raise
         _processes.where_true(False)
+        try:
+            self._require_one_folder()
+        except BaseException:
+            self.__exit__()
+            raise
         return entered
+
+    def _require_one_folder(self) -> None:
+        """All processes find in the lock file what the first one wrote."""
+        if _processes.count() == 1:
+            return
+        first = _processes.is_first()
+        mine = self._owner() if first else None
+        owner = _processes.gather_json({"owner": mine})[0]["owner"]
+        deadline = time.monotonic() + _SECONDS_TO_APPEAR
+        while not (same := first or self._seen() == owner):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        blind = _processes.where_true(not same)
+        if blind:
+            raise WorkdirError(
+                f"workdir {self.workdir} must be one folder for all processes, "
+                f"but processes {', '.join(map(str, blind))} do not find there "
+                f"what process 0 on host {owner['host']} has written (this "
+                f"is host {socket.gethostname()}); put it on a file system "
+                "that all machines share, and give each the same --workdir"
+            )
 
     def _enter(self) -> "WorkdirLock":
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -146,16 +176,27 @@ class WorkdirLock:
 
     def _owner(self) -> dict | None:
         """Who wrote the file, None if it is empty or unreadable."""
+        return _parse(os.pread(self._descriptor, 4096, 0))
+
+    def _seen(self) -> dict | None:
+        """The same in a process that does not hold the lock."""
         try:
-            owner = json.loads(os.pread(self._descriptor, 4096, 0))
-            return {name: owner[name] for name in ("host", "pid", "since")}
-        except (ValueError, KeyError, TypeError, RecursionError):
+            return _parse(self._path.read_bytes())
+        except OSError:
             return None
 
     def _write(self, text: str) -> None:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, text.encode(), 0)
         os.fsync(self._descriptor)
+
+
+def _parse(text: bytes) -> dict | None:
+    try:
+        owner = json.loads(text)
+        return {name: owner[name] for name in ("host", "pid", "since")}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _unusable(workdir: pathlib.Path, error: OSError) -> str:

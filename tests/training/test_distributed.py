@@ -5,6 +5,7 @@ import pathlib
 import re
 import signal
 import socket
+import struct
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from experiments import train
 from seqjax import data
+from seqjax.training import _lifeline
 from seqjax.training import _place
 from seqjax.training import flags
 from seqjax.training import metrics
@@ -48,7 +50,7 @@ def free_port():
 class Job:
     """Two processes of four devices each, started as two machines would."""
 
-    def __init__(self, command, workdir, *options):
+    def __init__(self, command, workdir, *options, second=()):
         address = f"--coordinator_address=localhost:{free_port()}"
         self.workdir = workdir
         self.logs = [pathlib.Path(f"{workdir}.{i}.log") for i in range(2)]
@@ -64,6 +66,7 @@ class Job:
                 "--heartbeat_timeout=10",
                 "--initialization_timeout=60",
                 *options,
+                *(second if i else ()),
                 devices=4,
                 log=log,
             )
@@ -89,9 +92,9 @@ class Job:
 
 
 @contextlib.contextmanager
-def job(*arguments):
+def job(*arguments, **options):
     """A job of which nothing is left behind, whatever the test meets."""
-    started = Job(*arguments)
+    started = Job(*arguments, **options)
     try:
         yield started
     finally:
@@ -182,6 +185,33 @@ def test_a_death_ends_the_other(command, tmp_path, victim):
         assert "that another task died" in output or "has ended" in output
     else:
         assert code == train.EXIT_PROCESS_LOST, output
+
+
+def test_strangers_are_no_processes():
+    """Only who knows the token is one, and only as itself."""
+    died = []
+    first = _lifeline.Lifeline(0, died.append)
+    port, token = first.listen(1)
+
+    def connect(data):
+        link = socket.create_connection(("localhost", port))
+        link.sendall(data)
+        return link
+
+    closed = [
+        connect(b"GET / HTTP/1.1\r\n\r\n"),
+        connect(struct.pack("!Qi", token ^ 1, 1)),
+        connect(struct.pack("!Qi", token, 7)),
+    ]
+    for link in closed:
+        with link:
+            link.settimeout(10)
+            try:
+                assert link.recv(1) == b""
+            except ConnectionResetError:
+                pass  # closed with bytes unread
+    _lifeline.Lifeline(1, died.append).connect("localhost", port, token)
+    assert not died
 
 
 STEP = {
@@ -299,6 +329,39 @@ def test_a_place_that_makes_no_sense(given, environment, parts):
         _place.find(_place.Settings(**given), environment)
     for part in parts:
         assert part in str(raised.value)
+
+
+@pytest.mark.slow
+def test_processes_that_differ(command, tmp_path):
+    """Both refuse with code 2, before a step; all jobs at once."""
+    cases = {
+        "folder": (
+            f"--workdir={tmp_path}/elsewhere",
+            ["must be one folder for all processes", "processes 1 do not"],
+        ),
+        "rate": (
+            "--config.optimizer.learning_rate=0.5",
+            ["process 1: config.optimizer.learning_rate is 0.5, not "],
+        ),
+        "count": (
+            "--num_processes=3",
+            ["2 have joined, which were given 2, 3", "--num_processes"],
+        ),
+    }
+    with contextlib.ExitStack() as stack:
+        jobs = {
+            name: stack.enter_context(
+                job(command, tmp_path / name, second=(option,))
+            )
+            for name, (option, _) in cases.items()
+        }
+        for name, (_, parts) in cases.items():
+            codes, outputs = jobs[name].wait(), jobs[name].outputs()
+            assert codes == [2, 2], (name, outputs)
+            for output in outputs:
+                assert "Traceback" not in output and "step " not in output
+                for part in parts:
+                    assert part in output, output
 
 
 @pytest.mark.slow
