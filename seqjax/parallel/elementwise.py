@@ -19,9 +19,6 @@ import jax.numpy as jnp
 
 from seqjax import recurrence
 
-# Below this a shard lets nothing through that float64 could see.
-_NOTHING = 1e-20
-
 
 def shard_elementwise(
     local: Callable,
@@ -68,7 +65,8 @@ def shard_elementwise(
 
 def decay_of_product(product: jax.Array) -> recurrence.Decay:
     """The transition that multiplies by `product`, of size 0 to 1."""
-    nothing = jnp.abs(product) < _NOTHING
+    # Smaller ones are rounded to nothing anyway.
+    nothing = jnp.abs(product) < jnp.finfo(product.dtype).tiny
     return recurrence.Decay(
         jnp.log(jnp.where(nothing, 1, product)), nothing.astype(jnp.int32)
     )

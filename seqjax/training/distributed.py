@@ -267,13 +267,13 @@ def watch(exit_code: int) -> None:
         os._exit(exit_code)
 
     line = _lifeline.Lifeline(jax.process_index(), died)
-    port = token = 0
+    port, token = 0, 0
     if jax.process_index() == 0:
         port, token = line.listen(jax.process_count() - 1)
-    sent = np.uint32([port, token >> 32, token & 0xFFFFFFFF])
-    came = multihost_utils.broadcast_one_to_all(sent)
-    port, high, low = (int(number) for number in came)
-    token = high << 32 | low
+    sent = np.array([port, token >> 32, token & 0xFFFFFFFF], np.uint32)
+    came = np.asarray(multihost_utils.broadcast_one_to_all(sent))
+    port = int(came[0])
+    token = int(came[1]) << 32 | int(came[2])
     if jax.process_index():
         host = here.coordinator_address.rpartition(":")[0].strip("[]")
         try:
