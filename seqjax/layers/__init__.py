@@ -52,6 +52,10 @@ from seqjax.layers.mamba import MambaOptions as MambaOptions
 from seqjax.layers.mamba2 import Mamba2 as Mamba2
 from seqjax.layers.mamba2 import Mamba2Options as Mamba2Options
 from seqjax.layers.mamba2 import Mamba2State as Mamba2State
+from seqjax.layers.mamba2_attention import Mamba2Attention as Mamba2Attention
+from seqjax.layers.mamba2_attention import (
+    Mamba2AttentionOptions as Mamba2AttentionOptions,
+)
 from seqjax.layers.mixer import HeadOptions as HeadOptions
 from seqjax.layers.mixer import Host as Host
 from seqjax.layers.mixer import Mixer as Mixer

@@ -42,6 +42,7 @@ class Attention(mixer.Mixer):
       zero_centred_norm: whether its parameter is the scale - 1.
       use_bias: of the projections to queries, keys and values.
       use_out_bias: of the output projection.
+      scale: on q . k; None for 1/sqrt(K).
 
     The state has the dtype of the computation.
     """
@@ -58,6 +59,7 @@ class Attention(mixer.Mixer):
     zero_centred_norm: bool = False
     use_bias: bool = False
     use_out_bias: bool = False
+    scale: float | None = None
 
     @nn.nowrap
     def init_state(self, batch: int, capacity: int) -> ops.AttentionState:
@@ -116,6 +118,7 @@ class Attention(mixer.Mixer):
             k,
             v,
             window=self.window,
+            scale=self.scale,
             initial_state=state,
             segment_ids=segment_ids,
             axis_name=self.axis_name,
@@ -200,6 +203,7 @@ class AttentionOptions(mixer.HeadOptions):
       zero_centred_norm: whether the parameters of that norm are its scales - 1.
       use_bias: of the projections to queries, keys and values.
       use_out_bias: of the output projection.
+      scale: on q . k; None for 1/sqrt(K).
     """
 
     shards_time: ClassVar[bool] = True
@@ -214,6 +218,7 @@ class AttentionOptions(mixer.HeadOptions):
     zero_centred_norm: bool = False
     use_bias: bool = False
     use_out_bias: bool = False
+    scale: float | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -253,9 +258,14 @@ class AttentionOptions(mixer.HeadOptions):
             self.zero_centred_norm,
             self.use_bias,
             self.use_out_bias,
+            self.scale,
             **self.common(host) | {"exchange": host.attention_exchange},
             **module,
         )
+
+    def bounded(self, state: Any) -> Any:
+        """The state, where it is to hold all tokens."""
+        return None if self.window else state
 
     def flops(self, host: mixer.Host, length: int) -> float:
         """q . k and p . v with the mean number of tokens a query sees."""

@@ -49,21 +49,25 @@ class InitialState(nn.Module):
         Returns:
           A state like `empty`; softmax attention's is `state` untouched.
         """
-        if isinstance(empty, ops.AttentionState):
-            return state
-        start = jax.tree_util.tree_map_with_path(self._leaf, empty)
+        start = jax.tree_util.tree_map_with_path(
+            self._leaf, empty, is_leaf=_is_cache
+        )
         if state is None:
             return start
         if fresh is None:
             return state
 
-        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        def choose(old: Any, new: Any) -> Any:
+            if _is_cache(old):
+                return old
             rows = fresh.reshape((-1,) + (1,) * (old.ndim - 1))
             return jnp.where(rows, new, old)
 
-        return jax.tree.map(choose, start, state)
+        return jax.tree.map(choose, state, start, is_leaf=_is_cache)
 
-    def _leaf(self, path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    def _leaf(self, path: tuple[Any, ...], leaf: Any) -> Any:
+        if _is_cache(leaf):
+            return None
         names = [key.name if hasattr(key, "name") else str(key) for key in path]
         if set(names) & set(mixer.PAST_INPUTS):
             return leaf
@@ -83,3 +87,8 @@ class InitialState(nn.Module):
         else:
             value = learned(name)
         return jnp.broadcast_to(value.astype(leaf.dtype), leaf.shape)
+
+
+def _is_cache(state: Any) -> bool:
+    """Whether it is softmax attention's, which starts empty."""
+    return isinstance(state, ops.AttentionState)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqjax import ops
 from seqjax.layers import fields
@@ -24,6 +25,7 @@ from seqjax.layers import initializers
 from seqjax.layers import mixer
 from seqjax.layers import norms
 from seqjax.layers import short_convolution
+from seqjax.layers import swiglu
 
 Norm = Literal["gate_first", "norm_first", "none"]
 
@@ -49,6 +51,7 @@ class Mamba2(mixer.Mixer):
       norm: rms(y * silu(z)), rms(y) * silu(z) or y * silu(z).
       norm_groups: groups of channels that are normalised apart; None for G.
       step_range: dt is kept between these numbers, which may be 0 and inf.
+      scales: factors on z, x, B, C and dt as they are projected.
     """
 
     heads: int
@@ -61,6 +64,7 @@ class Mamba2(mixer.Mixer):
     norm: Norm = "gate_first"
     norm_groups: int | None = None
     step_range: tuple[float, float] = (0.0, math.inf)
+    scales: tuple[float, ...] = (1.0,) * 5
 
     @nn.nowrap
     def _channels(self) -> tuple[int, int]:
@@ -106,6 +110,10 @@ class Mamba2(mixer.Mixer):
             kernel_init=uniform,
             name="in",
         )(x)
+        if set(self.scales[:4]) != {1}:
+            sizes = np.array([inner, inner, shared, shared])
+            factors = np.repeat(np.array(self.scales[:4]), sizes)
+            zxbc = zxbc * norms.expand(jnp.asarray(factors, zxbc.dtype), zxbc)
         z, xbc = jnp.split(zxbc, [inner], axis=-1)
         dt = nn.Dense(
             self.heads,
@@ -113,7 +121,7 @@ class Mamba2(mixer.Mixer):
             kernel_init=uniform,
             bias_init=initializers.inverse_softplus_step(),
             name="dt",
-        )(x)
+        )(swiglu.scale(x, self.scales[4]))
         dt = jnp.clip(jax.nn.softplus(dt), *self.step_range)
         convolve = short_convolution.ShortConvolution(
             self.conv_width, self.conv_bias, self.axis_name, name="conv"
@@ -182,6 +190,7 @@ class Mamba2Options(mixer.Options):
       norm_groups: groups of channels that are normalised apart; None for G.
       smallest_step: lower bound of the time step.
       largest_step: its upper bound; None for none.
+      scales: factors on z, x, B, C and the step as they are projected.
     """
 
     shards_time: ClassVar[bool] = True
@@ -197,6 +206,7 @@ class Mamba2Options(mixer.Options):
     norm_groups: int | None = None
     smallest_step: float = fields.bounded(0.0, 0.0)
     largest_step: float | None = None
+    scales: tuple[float, ...] = (1.0,) * 5
 
     def check(self, host: mixer.Host, path: str) -> None:
         """Raises ValueError naming the field by its path."""
@@ -218,6 +228,12 @@ class Mamba2Options(mixer.Options):
                 f"{path}norm_groups must divide {path}expand * width, {inner},"
                 f" got {self.norm_groups}"
             )
+        numbers = [x for x in self.scales if type(x) in (int, float)]
+        if not isinstance(self.scales, tuple) or len(numbers) != 5:
+            raise ValueError(
+                f"{path}scales must be a tuple of 5 numbers, for z, x, B, C "
+                f"and the step, got {self.scales!r}"
+            )
         if self.largest_step and self.largest_step < self.smallest_step:
             raise ValueError(
                 f"{path}largest_step must be at least {path}smallest_step, "
@@ -237,6 +253,7 @@ class Mamba2Options(mixer.Options):
             self.norm,
             self.norm_groups,
             (self.smallest_step, self.largest_step or math.inf),
+            self.scales,
             **self.common(host),
             **module,
         )

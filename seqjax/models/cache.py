@@ -158,13 +158,6 @@ def empty_rows(state: Any, empty: Any, rows: jax.Array) -> Any:
         where = rows.reshape((-1,) + (1,) * (leaf.ndim - 1))
         return jnp.where(where, start, leaf)
 
-    if isinstance(state, LayerState):
-        return LayerState(
-            *(
-                empty_rows(*pair, rows)
-                for pair in zip(state, empty, strict=True)
-            )
-        )
     if isinstance(state, ops.AttentionState):
         # Keys and values that belong to no document have weight 0: leave
         # the large arrays in place.
@@ -173,4 +166,7 @@ def empty_rows(state: Any, empty: Any, rows: jax.Array) -> Any:
             one, state._replace(k=None, v=None), empty._replace(k=None, v=None)
         )
         return state._replace(k=kept[0], v=kept[1])
+    if hasattr(state, "_fields"):
+        parts = zip(state, empty, strict=True)
+        return type(state)(*(empty_rows(*pair, rows) for pair in parts))
     return jax.tree.map(one, state, empty)

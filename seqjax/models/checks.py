@@ -7,7 +7,6 @@ from jax import core
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import layers
 from seqjax import ops
 from seqjax.models import cache as cache_lib
 from seqjax.models import config as config_lib
@@ -69,9 +68,9 @@ def written(config: Config, cache: ModelCache) -> jax.Array | None:
 
 def _bounded(config: Config, cache: ModelCache) -> ops.AttentionState | None:
     for kind, state in zip(config.pattern, cache.states, strict=False):
-        options = config.options(kind)
-        if isinstance(options, layers.AttentionOptions) and not options.window:
-            return cache_lib.split(state)[0]
+        found = config.options(kind).bounded(cache_lib.split(state)[0])
+        if found is not None:
+            return found
     return None
 
 

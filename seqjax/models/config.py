@@ -53,6 +53,7 @@ class LanguageModelConfig:
       stream_scale: factor on the stream wherever a layer adds to it.
       branch_scale: factor on what a layer adds.
       embedding_scale: factor on the embedding.
+      logit_scale: factor on the logits.
       logit_cap: bound of the logits, cap tanh(logits / cap); None for none.
       embedding_norm: whether the embedding is normalised before the layers.
       mlps: the channel mixers of one repeat, or one name for all of them;
@@ -79,6 +80,7 @@ class LanguageModelConfig:
     stream_scale: float = 1.0
     branch_scale: float = 1.0
     embedding_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_cap: float | None = None
     embedding_norm: bool = False
     mlps: tuple[str, ...] = ("swiglu",)
@@ -104,6 +106,9 @@ class LanguageModelConfig:
     )
     mamba: layers.MambaOptions = _options(layers.MambaOptions)
     mamba2: layers.Mamba2Options = _options(layers.Mamba2Options)
+    mamba2_attention: layers.Mamba2AttentionOptions = _options(
+        layers.Mamba2AttentionOptions
+    )
     rglru: layers.RGLRUOptions = _options(layers.RGLRUOptions)
     s5: layers.S5Options = _options(layers.S5Options)
     rwkv4: layers.RWKV4Options = _options(layers.RWKV4Options)

@@ -260,6 +260,8 @@ class LanguageModel(nn.Module):
             table.astype(x.dtype),
             preferred_element_type=norms.wide(x.dtype),
         )
+        if self.config.logit_scale != 1:
+            logits = self.config.logit_scale * logits
         cap = self.config.logit_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

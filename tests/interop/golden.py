@@ -6,6 +6,7 @@ with a cache, and sixteen decode steps.
 
 import functools
 import pathlib
+import re
 from typing import NamedTuple
 
 import jax
@@ -15,11 +16,56 @@ import numpy as np
 from seqjax import generation
 from seqjax import interop
 from seqjax import models
+from seqjax.interop import saving
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "golden" / "models"
 # Rows, tokens and capacity of every call.
 B, T, CAPACITY = 2, 150, 200
 VOCAB, STEPS = 97, 16
+# Tensors of a file that are others, or parts of one, while a model is trained.
+EXPERTS = (
+    (r"experts\.\d+\.(gate|up)_proj\.weight", "experts.gate_up_proj"),
+    (r"experts\.\d+\.down_proj\.weight", "experts.down_proj"),
+)
+MIXTRAL = (
+    (r"block_sparse_moe", "mlp"),
+    (r"experts\.\d+\.w[13]\.weight", "experts.gate_up_proj"),
+    (r"experts\.\d+\.w2\.weight", "experts.down_proj"),
+)
+KDA = (
+    (r"\.[qkv]_conv1d", ".conv1d"),
+    (
+        r"self_attn\.(f_a_proj|f_b_proj|f_proj|dt_bias|A_log)",
+        r"self_attn.forget_gate.\1",
+    ),
+)
+RENAMED = {
+    "bailing_hybrid": (
+        (r"word_embeddings", "embed_tokens"),
+        (r"\.attention\.dense", ".attention.o_proj"),
+        (r"\.attention\.", ".self_attn."),
+        *KDA,
+        *EXPERTS,
+    ),
+    "granitemoehybrid": (
+        (r"moe\.input_linear\.weight", "moe.experts.gate_up_proj"),
+        (r"moe\.output_linear\.weight", "moe.experts.down_proj"),
+        (r"router\.layer\.weight", "router.weight"),
+    ),
+    "jamba": EXPERTS,
+    "kimi_linear": (*KDA, *MIXTRAL),
+    "minimax": MIXTRAL,
+    "nemotron_h": (
+        (r"^backbone", "model"),
+        (r"experts\.\d+\.(up|down)_proj\.weight", r"experts.\1_proj"),
+    ),
+    "olmo_hybrid": (
+        (r"attention_layer_norm", "input_layernorm"),
+        (r"feedforward_layer_norm", "post_attention_layernorm"),
+        (r"\.[qkv]_conv1d", ".conv1d"),
+    ),
+    "qwen3_next": EXPERTS,
+}
 
 
 class Loaded(NamedTuple):
@@ -97,6 +143,17 @@ def decode(family, logits, cache):
         jax.tree.map(jnp.copy, cache), jnp.asarray(logits), jnp.zeros(B, bool)
     )
     return generation.decode(loaded.model, loaded.params, state, STEPS)
+
+
+def gradient_norms(family, grads) -> dict[str, float]:
+    """The norm of each of the other project's gradients."""
+    squares = {}
+    for name, grad in saving.tensors(load(family).model, grads):
+        for pattern, memory in RENAMED.get(family, ()):
+            name = re.sub(pattern, memory, name)
+        square = np.sum(np.square(grad.astype(np.float64)))
+        squares[name] = squares.get(name, 0) + square
+    return {name: float(np.sqrt(found)) for name, found in squares.items()}
 
 
 def error(a, b) -> float:

@@ -44,6 +44,14 @@ def setup(name):
         mlp_width=24,
         dtype="float64",
         mamba2=layers.Mamba2Options(head_dim=8, state_size=4, groups=2),
+        mamba2_attention=layers.Mamba2AttentionOptions(
+            mamba2=layers.Mamba2Options(
+                head_dim=8, state_size=4, scales=(0.9, 1.1, 0.8, 1.2, 0.7)
+            ),
+            attention=layers.AttentionOptions(scale=0.3),
+            mamba2_scales=(0.9, 1.2),
+            attention_scales=(1.1, 0.8),
+        ),
         based=layers.BasedOptions(feature_dim=3),
     )
     config.validate()

@@ -20,6 +20,9 @@ CONFIG = models.LanguageModelConfig(
     mlp_width=24,
     lightning=layers.LightningOptions(slopes="tnl_code"),
     mamba2=layers.Mamba2Options(head_dim=8, state_size=4),
+    mamba2_attention=layers.Mamba2AttentionOptions(
+        mamba2=layers.Mamba2Options(head_dim=8, state_size=4)
+    ),
 )
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 9), np.int32)
 IDS = np.array([[0] * 4 + [1] * 5, [2] * 6 + [-1] * 3], np.int32)

@@ -32,6 +32,9 @@ def get_config(pattern, mesh=(1, 1, 1), **changes):
             "mlp_width": 24,
             "mamba": layers.MambaOptions(state_size=4, step_rank=2),
             "mamba2": layers.Mamba2Options(head_dim=8, state_size=4, groups=2),
+            "mamba2_attention": layers.Mamba2AttentionOptions(
+                mamba2=layers.Mamba2Options(head_dim=8, state_size=4)
+            ),
             "based": layers.BasedOptions(feature_dim=3),
             **changes,
         }

@@ -7,20 +7,25 @@ table (`seqjax.interop.tables`), which loading and saving both read.
 
 from types import ModuleType
 
+from seqjax.interop.families import bamba
 from seqjax.interop.families import comba
 from seqjax.interop.families import delta_net
+from seqjax.interop.families import falcon_h1
 from seqjax.interop.families import falcon_mamba
 from seqjax.interop.families import gated_deltanet
 from seqjax.interop.families import gated_deltaproduct
 from seqjax.interop.families import gla
+from seqjax.interop.families import granitemoehybrid
 from seqjax.interop.families import gsa
 from seqjax.interop.families import hgrn
 from seqjax.interop.families import hgrn2
+from seqjax.interop.families import jamba
 from seqjax.interop.families import kda
 from seqjax.interop.families import lfm2
 from seqjax.interop.families import linear_attn
 from seqjax.interop.families import mamba
 from seqjax.interop.families import mamba2
+from seqjax.interop.families import nemotron_h
 from seqjax.interop.families import recurrent_gemma
 from seqjax.interop.families import retnet
 from seqjax.interop.families import rwkv
@@ -30,20 +35,25 @@ from seqjax.interop.families import xlstm
 
 # By the model_type that their config.json names.
 BY_TYPE: dict[str, ModuleType] = {
+    "bamba": bamba,
     "comba": comba,
     "delta_net": delta_net,
+    "falcon_h1": falcon_h1,
     "falcon_mamba": falcon_mamba,
     "gated_deltanet": gated_deltanet,
     "gated_deltaproduct": gated_deltaproduct,
     "gla": gla,
+    "granitemoehybrid": granitemoehybrid,
     "gsa": gsa,
     "hgrn": hgrn,
     "hgrn2": hgrn2,
+    "jamba": jamba,
     "kda": kda,
     "lfm2": lfm2,
     "linear_attn": linear_attn,
     "mamba": mamba,
     "mamba2": mamba2,
+    "nemotron_h": nemotron_h,
     "recurrent_gemma": recurrent_gemma,
     "retnet": retnet,
     "rwkv": rwkv,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 from seqjax import layers
 from seqjax.interop import settings as settings_lib
@@ -75,8 +76,22 @@ def steps(s: settings_lib.Settings, name: str) -> dict[str, float | None]:
     }
 
 
+def attention_options(
+    s: settings_lib.Settings, heads: int, head_dim: int, **positions: Any
+) -> layers.AttentionOptions:
+    """Softmax attention; `positions` are fields that speak of them."""
+    bias = s.flag("attention_bias", False)
+    return layers.AttentionOptions(
+        head_dim=head_dim,
+        key_value_heads=s.whole("num_key_value_heads", heads),
+        use_bias=bias,
+        use_out_bias=bias,
+        **positions,
+    )
+
+
 def mamba2_options(
-    s: settings_lib.Settings, width: int, prefix: str = "mamba_"
+    s: settings_lib.Settings, width: int
 ) -> layers.Mamba2Options:
     """Mamba-2 as Bamba, Granite 4 and Falcon-H1 say it."""
     heads = s.whole("mamba_n_heads", 128)
