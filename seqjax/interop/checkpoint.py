@@ -26,11 +26,13 @@ class Plan(NamedTuple):
       config: of the model.
       abstract: its variables as shapes.
       links: the mapping table.
+      constants: tensors that no parameter of ours stands for.
     """
 
     config: config_lib.Config
     abstract: Any
     links: list[tables.Link]
+    constants: list[tables.Constant]
 
 
 def read_config(folder: pathlib.Path) -> str:
@@ -44,12 +46,17 @@ def read_config(folder: pathlib.Path) -> str:
     return path.read_text()
 
 
-def plan(source: str, shapes: dict[str, tuple[int, ...]]) -> Plan:
+def plan(
+    source: str,
+    shapes: dict[str, tuple[int, ...]],
+    layout: str | None = None,
+) -> Plan:
     """The model that a config.json describes, and its table.
 
     Args:
       source: text of config.json.
       shapes: of the checkpoint's tensors, for sizes that it leaves open.
+      layout: of the tensors; None for what `shapes` tell.
 
     Raises:
       ValueError: an unknown architecture, or options that are not supported.
@@ -69,6 +76,8 @@ def plan(source: str, shapes: dict[str, tuple[int, ...]]) -> Plan:
     if settings.found:  # said from now on
         values |= settings.found
         source = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    if layout is not None:
+        config = dataclasses.replace(config, layout=layout)
     config = dataclasses.replace(config, source=source)
     config.validate(f"the model of {kind}: ")
     abstract = models.abstract_parameters(config)
@@ -76,7 +85,7 @@ def plan(source: str, shapes: dict[str, tuple[int, ...]]) -> Plan:
     table = tables.Table(ours)
     family.tensors(table, config, values)
     tables.check_covered(table.links, ours)
-    return Plan(config, abstract, table.links)
+    return Plan(config, abstract, table.links, table.constants)
 
 
 def leaves(variables: Any) -> dict[str, Any]:
@@ -89,17 +98,17 @@ def leaves(variables: Any) -> dict[str, Any]:
     }
 
 
-def check_tensors(
-    links: list[tables.Link], entries: dict[str, safetensors.Entry]
-) -> None:
+def check_tensors(plan: Plan, entries: dict[str, safetensors.Entry]) -> None:
     """Requires exactly the tensors of the table, of their shapes, in floats.
 
     Raises:
       ValueError: naming all that are missing, extra or of another shape.
     """
     wanted = {
-        name: parts[0].shape for name, parts in tables.by_tensor(links).items()
+        name: parts[0].shape
+        for name, parts in tables.by_tensor(plan.links).items()
     }
+    wanted |= {constant.theirs: constant.shape for constant in plan.constants}
     faults = [
         f"missing: {name} {list(wanted[name])}"
         for name in wanted

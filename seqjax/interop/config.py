@@ -12,9 +12,12 @@ class Config(models.LanguageModelConfig):
 
     Attributes:
       source: text of the config.json, which saving writes again.
+      layout: which names and shapes the tensors had, where a family has more
+        than one layout; "" is the one of its own `save_pretrained`.
     """
 
     source: str = ""
+    layout: str = ""
 
     @property
     def family(self) -> str:

@@ -72,6 +72,7 @@ def load(
     folder = hub.folder(path)
     entries = safetensors.entries(folder)
     plan = _plan(folder, entries)
+    _check_constants(plan.constants, entries)
     dtypes = _dtypes(plan.links, entries, dtype)
     computed = np.dtype(dtypes["embedding"]).name
     config = dataclasses.replace(
@@ -113,8 +114,26 @@ def _plan(
 ) -> checkpoint.Plan:
     shapes = {name: entry.shape for name, entry in entries.items()}
     plan = checkpoint.plan(checkpoint.read_config(folder), shapes)
-    checkpoint.check_tensors(plan.links, entries)
+    checkpoint.check_tensors(plan, entries)
     return plan
+
+
+def _check_constants(
+    constants: list[tables.Constant], entries: dict[str, safetensors.Entry]
+) -> None:
+    """Requires what no parameter of ours holds to be what ours computes."""
+    wrong = []
+    for constant in constants:
+        stored = safetensors.read(entries[constant.theirs])
+        rounding = float(jnp.finfo(stored.dtype).eps)
+        error = np.abs(stored.astype(np.float32) - constant.make())
+        if not error.max() <= 4 * rounding:
+            wrong.append(f"{constant.theirs}: off by {error.max():.1e}")
+    if wrong:
+        raise ValueError(
+            "these tensors are not what config.json implies; a model with "
+            "others is not supported:\n  " + "\n  ".join(wrong)
+        )
 
 
 def _empty(shape: tuple[int, ...], dtype: Any, placed: Any) -> jax.Array:

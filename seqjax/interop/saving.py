@@ -51,12 +51,22 @@ def save(
         safetensors.Planned(name, _dtype(parts, ours), parts[0].shape)
         for name, parts in links.items()
     ]
+    made = {constant.theirs: constant for constant in plan.constants}
+    planned += [
+        safetensors.Planned(name, np.dtype(ours["embedding"].dtype), one.shape)
+        for name, one in made.items()
+    ]
     # As others order them: wide dtypes first, then by name.
     planned.sort(key=lambda t: (-t.dtype.itemsize, t.name))
     out.mkdir(parents=True, exist_ok=True)
     files = safetensors.plan(planned, max_file_bytes)
     for name, kept in files:
-        arrays = (_gather(links[tensor.name], ours) for tensor in kept)
+        arrays = (
+            _gather(links[tensor.name], ours)
+            if tensor.name in links
+            else made[tensor.name].make().astype(tensor.dtype)
+            for tensor in kept
+        )
         safetensors.write(out / name, kept, arrays, {"format": "pt"})
     if len(files) > 1:
         (out / safetensors.INDEX).write_text(safetensors.index_of(files))
@@ -85,16 +95,18 @@ def _plan(
     model: models.LanguageModel, params: dict[str, Any], like: Any
 ) -> checkpoint.Plan:
     """The checked plan of a model."""
+    layout = None
     if like is not None:
         source = pathlib.Path(like).read_text()
     else:
         source = getattr(model.config, "source", "")
+        layout = getattr(model.config, "layout", None)
     if not source:
         raise ValueError(
             "model was not loaded from a checkpoint, so its layout is not "
             "known; pass like=, the path of a config.json that describes it"
         )
-    plan = checkpoint.plan(source, {})
+    plan = checkpoint.plan(source, {}, layout)
     _check_same(model.config, plan.config)
     _check_params(checkpoint.leaves(plan.abstract), checkpoint.leaves(params))
     return plan

@@ -129,6 +129,10 @@ class Settings:
         self.found[name] = shape[axis]
         return shape[axis]
 
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        """Of one of the checkpoint's tensors; None where it has none."""
+        return self._shapes.get(tensor)
+
     def include(self, inner: "Settings") -> None:
         """Takes over the faults of a group of settings."""
         for text in inner.faults():

@@ -13,7 +13,7 @@ The repeats of a pattern are stacked in our parameters: a link of layer l fills
 row l // len(pattern) of a leaf of place l % len(pattern).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import math
 from typing import Any, NamedTuple
 
@@ -53,6 +53,20 @@ class Link(NamedTuple):
     region: tuple[int, ...]
 
 
+class Constant(NamedTuple):
+    """A tensor of theirs that follows from the config: no parameter of ours.
+
+    Attributes:
+      theirs: name of the tensor.
+      shape: of it.
+      make: computes it, float32.
+    """
+
+    theirs: str
+    shape: tuple[int, ...]
+    make: Callable[[], Any]
+
+
 class Table:
     """Collects links for the parameters under one prefix of names.
 
@@ -62,6 +76,7 @@ class Table:
       theirs: prefix of their names.
       row: of stacked parameters; None outside the layers.
       links: where links are collected.
+      constants: where constants are collected.
     """
 
     def __init__(
@@ -71,10 +86,12 @@ class Table:
         theirs: str = "",
         row: int | None = None,
         links: list[Link] | None = None,
+        constants: list[Constant] | None = None,
     ):
         self._shapes, self._row = shapes, row
         self._ours, self._theirs = ours, theirs
         self.links: list[Link] = [] if links is None else links
+        self.constants: list[Constant] = [] if constants is None else constants
 
     def layers(
         self, config: models.LanguageModelConfig, theirs: str
@@ -97,6 +114,7 @@ class Table:
                     theirs.format(layer),
                     repeat,
                     self.links,
+                    self.constants,
                 ),
             )
 
@@ -108,6 +126,7 @@ class Table:
             f"{self._theirs}{theirs}",
             self._row,
             self.links,
+            self.constants,
         )
 
     def size(self, ours: str) -> tuple[int, ...]:
@@ -195,6 +214,13 @@ class Table:
         """A parameter of ours that their layer does not have, and needs not."""
         shape = self.size(ours)
         self._add(None, (), (), None, (), ours, (0,) * len(shape), shape)
+
+    def constant(
+        self, theirs: str, shape: tuple[int, ...], make: Callable[[], Any]
+    ) -> None:
+        """A tensor of theirs that `make` computes from the config."""
+        name = f"{self._theirs}{theirs}"
+        self.constants.append(Constant(name, shape, make))
 
     def link(
         self,

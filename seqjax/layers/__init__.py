@@ -37,6 +37,10 @@ from seqjax.layers.hgrn2 import HGRN2Options as HGRN2Options
 from seqjax.layers.initial_state import InitialState as InitialState
 from seqjax.layers.kda import KDA as KDA
 from seqjax.layers.kda import KDAOptions as KDAOptions
+from seqjax.layers.latent_attention import LatentAttention as LatentAttention
+from seqjax.layers.latent_attention import (
+    LatentAttentionOptions as LatentAttentionOptions,
+)
 from seqjax.layers.lightnet import LightNet as LightNet
 from seqjax.layers.lightnet import LightNetOptions as LightNetOptions
 from seqjax.layers.lightning import Lightning as Lightning

@@ -125,6 +125,9 @@ class LanguageModelConfig:
     comba: layers.CombaOptions = _options(layers.CombaOptions)
     mlstm: layers.MLSTMOptions = _options(layers.MLSTMOptions)
     attention: layers.AttentionOptions = _options(layers.AttentionOptions)
+    latent_attention: layers.LatentAttentionOptions = _options(
+        layers.LatentAttentionOptions
+    )
 
     @property
     def depth(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from seqjax import layers
 from seqjax.interop import config as config_lib
 from seqjax.interop import patterns
 from seqjax.interop import settings as settings_lib
@@ -122,3 +123,38 @@ def attention(t: tables.Table, bias: bool = False, out: bool = False) -> None:
     for name in ("query", "key", "value"):
         t.linear(name, f"{name[0]}_proj", bias=bias)
     t.linear("out", "o_proj", inputs=2, bias=out)
+
+
+def delta_net(
+    s: settings_lib.Settings, **defaults: int | None
+) -> layers.GatedDeltaNetOptions:
+    """Gated DeltaNet as Qwen and OLMo name its sizes.
+
+    Args:
+      s: the settings.
+      **defaults: key_heads, value_heads, key_dim and value_dim; what is None or
+        not named must be said.
+    """
+
+    def size(setting: str, name: str) -> int:
+        known = defaults.get(name)
+        if known is None:
+            return s.whole(setting)
+        return s.whole(setting, known)
+
+    key_dim = size("linear_key_head_dim", "key_dim")
+    return layers.GatedDeltaNetOptions(
+        heads=size("linear_num_key_heads", "key_heads"),
+        head_dim=key_dim,
+        value_heads=size("linear_num_value_heads", "value_heads"),
+        value_expand=size("linear_value_head_dim", "value_dim") / key_dim,
+        conv_width=s.whole("linear_conv_kernel_dim", 4),
+    )
+
+
+def every(depth: int, period: int) -> list[str]:
+    """Full attention in each last layer of `period`, linear in the others."""
+    return [
+        "linear_attention" if (layer + 1) % period else "full_attention"
+        for layer in range(depth)
+    ]
