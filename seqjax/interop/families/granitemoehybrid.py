@@ -46,6 +46,8 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
             ),
         )
     s.ignored("intermediate_size", "num_experts_per_tok")
+    blocks = common.pattern(kinds)
+    blocks["mlps"] = (mlp,)
     return config_lib.Config(
         vocab_size=s.whole("vocab_size"),
         width=width,
@@ -59,7 +61,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
         attention=attention,
         swiglu=layers.SwiGLUOptions(width=shared),
         moe=moe,
-        **common.pattern(kinds) | {"mlps": (mlp,)},
+        **blocks,
     )
 
 

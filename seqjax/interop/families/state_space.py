@@ -50,7 +50,7 @@ def inner(
     return wide / width
 
 
-def steps(s: settings_lib.Settings, name: str) -> dict[str, float | None]:
+def steps(s: settings_lib.Settings, name: str) -> dict[str, Any]:
     """The bounds of the time step, from a pair or null."""
     value = s.get(name, None)
     pair = value if value is not None else [0.0, math.inf]
