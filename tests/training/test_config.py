@@ -44,7 +44,7 @@ from tests.training import tiny
             [
                 "leaves 2 of 16 tokens",
                 "model.simple_gla looks 3 tokens back",
-                "mesh.seq to at most 5",
+                "mesh.seq to 4",
                 "at least 24",
             ],
         ),
