@@ -1,0 +1,270 @@
+"""Triton's interpreter over numpy arrays, with every access checked.
+
+It runs one program after another on the CPU, so it alone would let pass what
+a GPU does not forgive. Each load and store is looked up here: it must lie
+inside one array, inputs are only read, and each cell of an output is written
+exactly once and never read. Triton looks at TRITON_INTERPRET when it is
+imported, so this needs a process of its own.
+"""
+
+# pyright: reportMissingImports=false
+
+import threading
+
+import numpy as np
+
+# Between two arrays, so that neighbours in memory are never taken for one.
+_GAP = 4096
+# Triton's interpreter keeps its state in globals.
+_lock = threading.Lock()
+_memory: "_Memory | None" = None
+
+
+class BadAccess(RuntimeError):
+    """A kernel touched memory that it must not touch."""
+
+
+class Array:
+    """What Triton's interpreter asks of a tensor, over guarded bytes."""
+
+    def __init__(self, name: str, value: np.ndarray, written: bool):
+        self.name = name
+        self.bytes = np.full(value.nbytes + 2 * _GAP, 0xFF, np.uint8)
+        inside = self.bytes[_GAP : _GAP + value.nbytes]
+        self.value = inside.view(value.dtype).reshape(value.shape)
+        if not written:
+            self.value[...] = value
+        self.writes = np.zeros(value.size, np.uint8) if written else None
+        self.start = self.bytes.ctypes.data + _GAP
+        self.stop = self.start + value.nbytes
+
+    dtype = property(lambda self: self.value.dtype)
+    shape = property(lambda self: self.value.shape)
+
+    def data_ptr(self):
+        return self.start
+
+    def untyped_storage(self):
+        return self
+
+    def cpu(self):
+        return self
+
+    def new_empty(self, *args, **kwargs):
+        del args, kwargs
+        return self
+
+    def set_(self, *args):
+        del args
+
+    def copy_(self, other):
+        del other
+
+    def storage_offset(self):
+        return 0
+
+    def size(self):
+        return self.value.shape
+
+    def stride(self):
+        return tuple(s // self.value.itemsize for s in self.value.strides)
+
+    def element_size(self):
+        return self.value.itemsize
+
+    def check_filled(self, kernel: str) -> None:
+        """Raises BadAccess if a cell of an output was never written."""
+        if self.writes is None or self.writes.all():
+            return
+        raise BadAccess(
+            f"{kernel}: {int((self.writes == 0).sum())} of {self.value.size}"
+            f" cells of {self.name} are never written, the first is"
+            f" {int(np.argmin(self.writes))}"
+        )
+
+
+class _Memory:
+    """The arrays of one launch."""
+
+    def __init__(self, kernel: str, arrays: list[Array]):
+        self.kernel = kernel
+        self.arrays = arrays
+        self.program = (0, 0, 0)
+
+    def _where(self, what: str) -> str:
+        return f"{self.kernel}, program {self.program}: {what}"
+
+    def _find(self, addresses: np.ndarray, width: int, verb: str) -> Array:
+        low, high = int(addresses.min()), int(addresses.max()) + width
+        nearest = None
+        for array in self.arrays:
+            if array.start <= low and high <= array.stop:
+                return array
+            if array.start - _GAP <= low and low < array.stop + _GAP:
+                nearest = array
+        if nearest is None:
+            raise BadAccess(self._where(f"{verb} outside of every array"))
+        item = nearest.value.itemsize
+        raise BadAccess(
+            self._where(
+                f"{verb} {nearest.name} outside of its {nearest.value.size}"
+                f" cells, at {(low - nearest.start) // item} to"
+                f" {(high - nearest.start) // item - 1}"
+            )
+        )
+
+    def read(self, addresses: np.ndarray, width: int) -> None:
+        if not addresses.size:
+            return
+        array = self._find(addresses, width, "reads")
+        if array.writes is not None:
+            raise BadAccess(self._where(f"reads the output {array.name}"))
+
+    def write(self, addresses: np.ndarray, width: int) -> None:
+        if not addresses.size:
+            return
+        array = self._find(addresses, width, "writes")
+        if array.writes is None:
+            raise BadAccess(self._where(f"writes the input {array.name}"))
+        cells = (addresses - np.uint64(array.start)).astype(np.int64) // width
+        np.add.at(array.writes, cells, 1)
+        twice = cells[array.writes[cells] > 1]
+        if twice.size:
+            raise BadAccess(
+                self._where(
+                    f"writes {array.name} a second time at cell {twice[0]}"
+                )
+            )
+
+
+def run(kernel, grid, inputs, outputs, constants) -> dict[str, np.ndarray]:
+    """Interprets one launch.
+
+    Args:
+      kernel: the function under `triton.jit`.
+      grid: three numbers of programs.
+      inputs: {argument: array or None} in order.
+      outputs: {argument: jax.ShapeDtypeStruct} in order.
+      constants: {argument: value} of the constexpr arguments.
+
+    Returns:
+      {argument: array} of the outputs.
+
+    Raises:
+      BadAccess: an access that a GPU would not forgive.
+    """
+    global _memory
+    with _lock:
+        _patch()
+        given = {
+            name: None if value is None else Array(name, value, False)
+            for name, value in inputs.items()
+        }
+        made = {
+            name: Array(name, np.empty(s.shape, s.dtype), True)
+            for name, s in outputs.items()
+        }
+        arrays = [a for a in (*given.values(), *made.values()) if a is not None]
+        _memory = _Memory(kernel.fn.__name__, arrays)
+        try:
+            # Lanes that are masked out may hold anything, but an overflow is
+            # an exponential of something positive.
+            with np.errstate(all="ignore", over="raise"):
+                kernel[grid](**given, **made, **constants)
+        except Exception as error:
+            cause = error.__cause__
+            if isinstance(cause, BadAccess | FloatingPointError):
+                raise cause from None
+            raise
+        finally:
+            _memory = None
+    for array in made.values():
+        array.check_filled(kernel.fn.__name__)
+    return {name: array.value for name, array in made.items()}
+
+
+_patched = False
+
+
+def _patch() -> None:
+    """Makes the interpreter report accesses, and multiply bfloat16 rightly."""
+    global _patched
+    if _patched:
+        return
+    _patched = True
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+    place = builder.set_grid_idx
+
+    def set_grid_idx(self, x, y, z):
+        _memory.program = (x, y, z)
+        return place(self, x, y, z)
+
+    def create_masked_load(self, ptrs, mask, *rest):
+        width = ptrs.get_element_ty().primitive_bitwidth // 8
+        _memory.read(ptrs.data[mask.data.astype(bool)], width)
+        return load(self, ptrs, mask, *rest)
+
+    def create_masked_store(self, ptrs, value, mask, *rest):
+        width = ptrs.get_element_ty().primitive_bitwidth // 8
+        _memory.write(ptrs.data[mask.data.astype(bool)], width)
+        return store(self, ptrs, value, mask, *rest)
+
+    def atomic(self, *args):
+        del self, args
+        raise BadAccess("atomics depend on the order of programs")
+
+    builder.set_grid_idx = set_grid_idx
+    builder.create_masked_load = create_masked_load
+    builder.create_masked_store = create_masked_store
+    builder.create_atomic_cas = builder.create_atomic_rmw = atomic
+    _fix_bfloat16(builder, interpreter)
+
+
+def _fix_bfloat16(builder, interpreter) -> None:
+    """bfloat16 is held as uint16, and Triton 3.6 computes with those bits.
+
+    It also truncates to bfloat16, where a GPU rounds to the nearest.
+    """
+    import jax.numpy as jnp
+    import triton.language as tl
+
+    dot, cast = builder.create_dot, builder.cast_impl
+    binary, unary = builder.binary_op, builder.unary_op
+
+    def is_bfloat16(*handles):
+        return any(h.dtype.scalar == tl.bfloat16 for h in handles)
+
+    def widen(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle.data
+        return (handle.data.astype(np.uint32) << 16).view(np.float32)
+
+    def create_dot(self, a, b, d, *rest):
+        if not is_bfloat16(a, b):
+            return dot(self, a, b, d, *rest)
+        product = np.matmul(widen(a), widen(b), dtype=d.data.dtype)
+        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+    def binary_op(self, lhs, rhs, op):
+        if is_bfloat16(lhs, rhs):
+            raise BadAccess("arithmetic in bfloat16: convert to float32 first")
+        return binary(self, lhs, rhs, op)
+
+    def unary_op(self, arg, op):
+        if is_bfloat16(arg):
+            raise BadAccess("arithmetic in bfloat16: convert to float32 first")
+        return unary(self, arg, op)
+
+    def cast_impl(self, src, dst_type):
+        if src.dtype.scalar != tl.float32 or dst_type.scalar != tl.bfloat16:
+            return cast(self, src, dst_type)
+        bits = src.data.astype(jnp.bfloat16).view(np.uint16)
+        return interpreter.TensorHandle(bits, tl.bfloat16)
+
+    builder.create_dot = create_dot
+    builder.cast_impl = cast_impl
+    builder.binary_op = binary_op
+    builder.unary_op = unary_op
