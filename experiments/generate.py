@@ -122,7 +122,7 @@ def describe(opened: opened_lib.Opened, batch: int, capacity: int) -> None:
     say(f"{parameters:,} parameters, {config.depth} layers, {config.dtype}")
     one = models.state_bytes(config, 1)
     for name, size in models.state_bytes(config, capacity).items():
-        layers = config.pattern.count(name) * config.repeats
+        layers = config.count(name)
         grows = "whatever the length"
         if size != one[name]:
             grows = f"for up to {capacity} tokens"

@@ -85,6 +85,8 @@ from seqjax.layers.rwkv7 import RWKV7 as RWKV7
 from seqjax.layers.rwkv7 import RWKV7Options as RWKV7Options
 from seqjax.layers.s5 import S5 as S5
 from seqjax.layers.s5 import S5Options as S5Options
+from seqjax.layers.shared_block import SharedBlock as SharedBlock
+from seqjax.layers.shared_block import SharedBlockOptions as SharedBlockOptions
 from seqjax.layers.short_convolution import ShortConvolution as ShortConvolution
 from seqjax.layers.simple_gla import SimpleGLA as SimpleGLA
 from seqjax.layers.simple_gla import SimpleGLAOptions as SimpleGLAOptions

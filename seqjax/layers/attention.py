@@ -43,6 +43,7 @@ class Attention(mixer.Mixer):
       use_bias: of the projections to queries, keys and values.
       use_out_bias: of the output projection.
       scale: on q . k; None for 1/sqrt(K).
+      features: width of y; None for D.
 
     The state has the dtype of the computation.
     """
@@ -60,6 +61,7 @@ class Attention(mixer.Mixer):
     use_bias: bool = False
     use_out_bias: bool = False
     scale: float | None = None
+    features: int | None = None
 
     @nn.nowrap
     def init_state(self, batch: int, capacity: int) -> ops.AttentionState:
@@ -81,6 +83,7 @@ class Attention(mixer.Mixer):
         state: ops.AttentionState | None = None,
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
+        added: tuple[jax.Array, ...] | None = None,
     ) -> tuple[jax.Array, ops.AttentionState | None]:
         """Mixes tokens.
 
@@ -90,6 +93,8 @@ class Attention(mixer.Mixer):
           segment_ids: int32 [B, T] or None; -1 is padding.
           positions: int32 [B, T], index of each token in its document; needed
             along with a state or axis_name, refused without rotary_base.
+          added: terms of the queries [B, T, H, K], keys and values
+            [B, T, Hk, K], as projected; None for none.
 
         Returns:
           y [B, T, D] in `dtype`, and the state with these tokens added.
@@ -97,7 +102,7 @@ class Attention(mixer.Mixer):
         Raises:
           ValueError: an unknown output_gate, or positions missing or useless.
         """
-        q, k, v = self._query_key_value(x)
+        q, k, v = self._query_key_value(x, added)
         if self.rotary_base is not None:
             positions = rotary.positions_or_default(
                 positions,
@@ -128,7 +133,7 @@ class Attention(mixer.Mixer):
         o = self._gate(o, x)
         y = projections.from_heads(
             o,
-            x.shape[-1],
+            self.features or x.shape[-1],
             self.dtype,
             self.residual_scale,
             use_bias=self.use_out_bias,
@@ -148,7 +153,9 @@ class Attention(mixer.Mixer):
             )
         return shared
 
-    def _query_key_value(self, x: jax.Array) -> tuple[jax.Array, ...]:
+    def _query_key_value(
+        self, x: jax.Array, added: tuple[jax.Array, ...] | None
+    ) -> tuple[jax.Array, ...]:
         shared = self._shared_heads()
         q, k, v = (
             projections.to_heads(
@@ -165,6 +172,9 @@ class Attention(mixer.Mixer):
                 ("value", shared),
             )
         )
+        if added is not None:
+            parts = zip((q, k, v), added, strict=True)
+            q, k, v = (part + term for part, term in parts)
         if self.qk_norm:
             q, k = self._norm(q, "query_norm"), self._norm(k, "key_norm")
         return q, k, v

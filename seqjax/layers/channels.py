@@ -57,11 +57,15 @@ class SwiGLUChannels(swiglu.SwiGLU):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, state: None = None, segment_ids: Any = None
+        self,
+        x: jax.Array,
+        state: None = None,
+        segment_ids: Any = None,
+        added: tuple[jax.Array, ...] | None = None,
     ) -> tuple[jax.Array, None]:
         """Maps x [B, T, D] to y [B, T, D]; there is no state."""
         del segment_ids
-        return super().__call__(x), state
+        return super().__call__(x, added), state
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -82,7 +86,9 @@ class SwiGLUOptions(ChannelOptions):
     gate_scale: float = 1.0
     output_scale: float = 1.0
 
-    def build(self, host: mixer.Host, width: int, **module: Any) -> nn.Module:
+    def build(
+        self, host: mixer.Host, width: int, **module: Any
+    ) -> SwiGLUChannels:
         """The layer."""
         return SwiGLUChannels(
             self.width or width,

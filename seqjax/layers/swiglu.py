@@ -38,8 +38,16 @@ class SwiGLU(nn.Module):
     output_scale: float = 1.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [..., D] to [..., D]."""
+    def __call__(
+        self, x: jax.Array, added: tuple[jax.Array, ...] | None = None
+    ) -> jax.Array:
+        """Maps x [..., D] to [..., D].
+
+        Args:
+          x: [..., D].
+          added: terms of W_gate x, where there is a gate, and of W_up x, each
+            [..., width]; None for none.
+        """
         lecun = nn.initializers.lecun_normal()
 
         def dense(features: int, name: str, init=lecun) -> nn.Dense:
@@ -52,12 +60,15 @@ class SwiGLU(nn.Module):
             )
 
         act = activations.named(self.activation)
+        names = ("gate", "up") if self.gated else ("up",)
+        maps = [dense(self.width, name)(x) for name in names]
+        if added is not None:
+            maps = [y + term for y, term in zip(maps, added, strict=True)]
         if self.gated:
-            gate = dense(self.width, "gate")(x)
-            hidden = act(scale(gate, self.gate_scale))
-            hidden = hidden * dense(self.width, "up")(x)
+            gate, up = maps
+            hidden = act(scale(gate, self.gate_scale)) * up
         else:
-            hidden = act(dense(self.width, "up")(x))
+            hidden = act(maps[0])
         scaled = initializers.scaled(lecun, self.residual_scale)
         y = dense(x.shape[-1], "down", scaled)(hidden)
         return scale(y, self.output_scale)

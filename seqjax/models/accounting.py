@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax.models import cache as cache_lib
 from seqjax.models import config as config_lib
 from seqjax.models import language_model
 from seqjax.models import mixers
@@ -32,21 +33,33 @@ def state_bytes(
 ) -> dict[str, int]:
     """Bytes of the state of one layer and one row, for each pattern name.
 
+    Those of a shared block are apart, by the name "shared_block".
+
     Args:
       config: a valid config.
       capacity: tokens that softmax attention holds (at most window - 1 with a
         window); the other mixers do not depend on it.
     """
     sizes = {}
-    for kind in dict.fromkeys(config.pattern):
-        place = config.pattern.index(kind)
-        state = jax.eval_shape(
-            lambda p=place: mixers.empty_state(config, p, 1, capacity)
-        )
-        sizes[kind] = sum(
+
+    def note(name: str, state: Any) -> None:
+        sizes[name] = sum(
             math.prod(leaf.shape) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(state)
         )
+
+    def parts(place: int) -> cache_lib.LayerState:
+        return cache_lib.split(
+            jax.eval_shape(
+                lambda: mixers.empty_state(config, place, 1, capacity)
+            )
+        )
+
+    for kind in dict.fromkeys(config.pattern):
+        note(kind, parts(config.pattern.index(kind))[:2])
+    if config.shared_uses():
+        place = config.shared_blocks.index(0)
+        note("shared_block", parts(place).shared)
     return sizes
 
 
@@ -64,12 +77,14 @@ def flops_per_token(
       length: T, tokens of a document, for softmax attention.
     """
     params = abstract_parameters(config)["params"]
-    matrices = parameter_count(
-        [
-            leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-            if path[-1].key in _MATRICES
-        ]
+    uses = {
+        f"shared_{index}": count
+        for index, count in config.shared_uses().items()
+    }
+    matrices = sum(
+        math.prod(leaf.shape) * uses.get(path[0].key, 1)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if path[-1].key in _MATRICES
     )
     matrices += config.vocab_size * config.width
     matrices -= config.repeats * sum(
@@ -79,7 +94,10 @@ def flops_per_token(
         config.options(kind).flops(config.host(kind), length)
         for kind in config.pattern
     )
-    return 3 * (2.0 * matrices + config.repeats * per_repeat)
+    shared = sum(uses.values()) * config.shared_block.flops(
+        config.host(config.pattern[0]), length
+    )
+    return 3 * (2.0 * matrices + config.repeats * per_repeat + shared)
 
 
 def _idle(config: config_lib.LanguageModelConfig, place: int) -> int:

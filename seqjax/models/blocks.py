@@ -2,7 +2,8 @@
 
 x = x + mixer(norm(x));  x = x + mlp(norm(x))
 
-or as the config's `norm_places` and scales say.
+or as the config's `norm_places` and scales say.  Where a shared block stands
+before a mixer, that reads norm(x + block(x)).
 """
 
 from typing import Any
@@ -51,13 +52,28 @@ class Block(nn.Module):
         """Maps x [B, T, D] and the layer's state to the next ones."""
         config = self.config
         where = config.norm_place(self.place)
-        state, mlp_state = cache_lib.split(state)
+        state, mlp_state, shared_state = cache_lib.split(state)
         mixer = mixers.build(config, self.kind, self.across, name="mixer")
         if config.learned_initial_state:
             first = layers.InitialState(name="initial_state")
             state = first(mixer.init_state(x.shape[0], 1), state, place.fresh)
         mixer_norm = norm(config, name="mixer_norm")
-        x, inner = _enter(where, mixer_norm, x)
+        block = mixers.build_shared(
+            config, self.place, self.across, name="shared"
+        )
+        if block is None:
+            x, inner = _enter(where, mixer_norm, x)
+        else:
+            y, shared_state = block(
+                place.blocks[config.shared(self.place)],
+                x,
+                place.embedding,
+                shared_state,
+                segment_ids,
+                place.positions if block.needs_positions else None,
+            )
+            # Only the mixer reads it: the stream stays as it is.
+            _, inner = _enter(where, mixer_norm, x + y)
         y, state, shared = mixers.mix(
             config.options(self.kind), mixer, inner, state, segment_ids, place
         )
@@ -68,7 +84,7 @@ class Block(nn.Module):
             x, inner = _enter(where, mlp_norm, x)
             y, mlp_state = mlp(inner, mlp_state, segment_ids)
             x = _add(config, where, mlp_norm, x, y)
-        return x, cache_lib.join(state, mlp_state), shared
+        return x, cache_lib.join(state, mlp_state, shared_state), shared
 
 
 def _enter(

@@ -30,20 +30,29 @@ class ModelCache(NamedTuple):
 
 
 class LayerState(NamedTuple):
-    """State of a layer whose channel mixer has one too."""
+    """State of a layer of which not only the mixer has one.
+
+    Attributes:
+      mixer: state of the mixer.
+      mlp: of the channel mixer, or None.
+      shared: of the shared block before the mixer, or None.
+    """
 
     mixer: Any
-    mlp: Any
+    mlp: Any = None
+    shared: Any = None
 
 
-def split(state: Any) -> tuple[Any, Any]:
-    """The states of a layer's mixer and of its channel mixer (or None)."""
-    return state if isinstance(state, LayerState) else (state, None)
+def split(state: Any) -> LayerState:
+    """A layer's state by its parts."""
+    return state if isinstance(state, LayerState) else LayerState(state)
 
 
-def join(mixer: Any, mlp: Any) -> Any:
+def join(mixer: Any, mlp: Any = None, shared: Any = None) -> Any:
     """What `split` was given."""
-    return mixer if mlp is None else LayerState(mixer, mlp)
+    if mlp is None and shared is None:
+        return mixer
+    return LayerState(mixer, mlp, shared)
 
 
 class Entry(NamedTuple):

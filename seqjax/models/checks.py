@@ -68,7 +68,10 @@ def written(config: Config, cache: ModelCache) -> jax.Array | None:
 
 def _bounded(config: Config, cache: ModelCache) -> ops.AttentionState | None:
     for kind, state in zip(config.pattern, cache.states, strict=False):
-        found = config.options(kind).bounded(cache_lib.split(state)[0])
+        parts = cache_lib.split(state)
+        found = config.options(kind).bounded(parts.mixer)
+        if found is None and parts.shared is not None:
+            found = config.shared_block.bounded(parts.shared)
         if found is not None:
             return found
     return None

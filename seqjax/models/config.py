@@ -58,6 +58,11 @@ class LanguageModelConfig:
       embedding_norm: whether the embedding is normalised before the layers.
       mlps: the channel mixers of one repeat, or one name for all of them;
         "none" for a layer without.
+      shared_blocks: for each layer of one repeat, or for all, the index of the
+        shared block (`seqjax.layers.shared_block`) whose output is added to
+        what the mixer reads; None for a layer without.  The blocks are the
+        same in every repeat.
+      shared_block: options of these blocks.
 
     The other fields are the options of each mixer and channel mixer; those
     outside the pattern and `mlps` do not matter.
@@ -84,6 +89,10 @@ class LanguageModelConfig:
     logit_cap: float | None = None
     embedding_norm: bool = False
     mlps: tuple[str, ...] = ("swiglu",)
+    shared_blocks: tuple[int | None, ...] = (None,)
+    shared_block: layers.SharedBlockOptions = _options(
+        layers.SharedBlockOptions
+    )
     swiglu: layers.SwiGLUOptions = _options(layers.SwiGLUOptions)
     rwkv_channels: layers.RWKVChannelsOptions = _options(
         layers.RWKVChannelsOptions
@@ -177,6 +186,22 @@ class LanguageModelConfig:
         """Where the norms stand in the layer at a place of the pattern."""
         return self.norm_places[place if len(self.norm_places) > 1 else 0]
 
+    def shared(self, place: int) -> int | None:
+        """Index of the shared block at a place of the pattern, or None."""
+        return self.shared_blocks[place if len(self.shared_blocks) > 1 else 0]
+
+    def shared_uses(self) -> dict[int, int]:
+        """In how many layers each of the shared blocks stands."""
+        found = [self.shared(place) for place in range(len(self.pattern))]
+        named = sorted({index for index in found if index is not None})
+        return {index: self.repeats * found.count(index) for index in named}
+
+    def count(self, name: str) -> int:
+        """In how many layers a name of the pattern, or a shared block, is."""
+        if name == "shared_block":
+            return sum(self.shared_uses().values())
+        return self.repeats * self.pattern.count(name)
+
     def options(self, name: str) -> mixer.Options:
         """The options of a name of the pattern."""
         if name not in self.pattern_names():
@@ -197,7 +222,7 @@ class LanguageModelConfig:
             eps=self.norm_eps,
             dtype=jax.numpy.dtype(self.dtype),
             residual_scale=self.residual_scale,
-            layers_of_kind=self.repeats * self.pattern.count(name),
+            layers_of_kind=self.count(name),
         )
 
     def validate(self, prefix: str = "") -> None:
@@ -228,6 +253,7 @@ class LanguageModelConfig:
         for name in sorted(set(self.mlps) - {"none"}):
             host = self.host(self.pattern[0])
             getattr(self, name).check(host, f"{prefix}{name}.")
+        self._check_shared(prefix)
 
     def check_sharded(
         self, length: int, devices: int, prefix: str = ""
@@ -253,6 +279,41 @@ class LanguageModelConfig:
             self.options(name).check_sharded(
                 self.host(name), f"{prefix}{name}.", length, devices
             )
+        if self.shared_uses():
+            host = self.host(self.pattern[0])
+            self.shared_block.check_sharded(
+                host, f"{prefix}shared_block.", length, devices
+            )
+
+    def _check_shared(self, prefix: str) -> None:
+        """Requires shared blocks 0, 1, ... where they can stand."""
+        value, size = self.shared_blocks, len(self.pattern)
+        if (
+            not isinstance(value, tuple)
+            or len(value) not in (1, size)
+            or {*map(type, value)} - {int, type(None)}
+        ):
+            raise ValueError(
+                f"{prefix}shared_blocks must be a tuple of one or {size} (as "
+                f"the pattern) of None and indices from 0, got {value!r}"
+            )
+        uses = self.shared_uses()
+        if list(uses) != list(range(len(uses))):
+            raise ValueError(
+                f"{prefix}shared_blocks must name all blocks from 0 to the "
+                f"last one, got {value!r}"
+            )
+        for place in range(size):
+            where = self.norm_place(place)
+            if self.shared(place) is not None and where == "stream":
+                raise ValueError(
+                    f"{prefix}shared_blocks must be None in a layer whose "
+                    f"{prefix}norm_places is 'stream', got "
+                    f"{self.shared(place)} at {place}; take 'before' or 'after'"
+                )
+        if uses:
+            host = self.host(self.pattern[0])
+            self.shared_block.check(host, f"{prefix}shared_block.")
 
     def _check_places(
         self, prefix: str, name: str, accepted: tuple[str, ...]

@@ -90,6 +90,9 @@ class LanguageModel(nn.Module):
             )
             for kind, channels in mixers.lower_bound_channels(config).items()
         }
+        self.shared_blocks = tuple(
+            self._shared_weights(index) for index in config.shared_uses()
+        )
         self.layers = nn.scan(
             blocks.Repeat,
             variable_axes={"params": 0},
@@ -186,9 +189,12 @@ class LanguageModel(nn.Module):
             x = self.config.embedding_scale * x
         if self.config.embedding_norm:
             x = self.embedding_norm(x)
+        place = mixers.Place(entry.positions, entry.fresh)
+        if self.shared_blocks:
+            place = place._replace(embedding=x, blocks=self.shared_blocks)
         step = cache is not None and tokens.shape[1] == 1
         through = self._unrolled if step else self._scanned
-        x, states = through(x, states, entry)
+        x, states = through(x, states, entry.segment_ids, place)
         if self.across is not None:
             return x, None
         return x, ModelCache(states, entry.segment, entry.position)
@@ -197,7 +203,8 @@ class LanguageModel(nn.Module):
         self,
         x: jax.Array,
         states: tuple[Any, ...] | None,
-        entry: cache_lib.Entry,
+        segment_ids: jax.Array | None,
+        place: mixers.Place,
     ) -> tuple[jax.Array, tuple[Any, ...]]:
         """All layers, the repeats in one scan."""
         stacked = (None,) * len(self.config.pattern)
@@ -211,8 +218,8 @@ class LanguageModel(nn.Module):
             (x, shared),
             stacked,
             mixers.rows(self.config, self.lower_bounds),
-            entry.segment_ids,
-            mixers.Place(entry.positions, entry.fresh),
+            segment_ids,
+            place,
         )
         return x, cache_lib.unstack(stacked, self.config.repeats)
 
@@ -220,7 +227,8 @@ class LanguageModel(nn.Module):
         self,
         x: jax.Array,
         states: tuple[Any, ...] | None,
-        entry: cache_lib.Entry,
+        segment_ids: jax.Array | None,
+        place: mixers.Place,
     ) -> tuple[jax.Array, tuple[Any, ...]]:
         """All layers one after another, with slices of the same parameters.
 
@@ -228,7 +236,7 @@ class LanguageModel(nn.Module):
         cost two copies of the cache.
         """
         if states is None or self.is_initializing():
-            return self._scanned(x, states, entry)
+            return self._scanned(x, states, segment_ids, place)
         params = self.variables["params"]["layers"]
         repeat = blocks.Repeat(self.config, parent=None)
         size, after = len(self.config.pattern), ()
@@ -243,11 +251,20 @@ class LanguageModel(nn.Module):
                 stream,
                 states[i * size : (i + 1) * size],
                 own_rows,
-                entry.segment_ids,
-                mixers.Place(entry.positions, entry.fresh),
+                segment_ids,
+                place,
             )
             after += tuple(following)
         return stream[0], after
+
+    def _shared_weights(self, index: int) -> Any:
+        """The weights of a shared block, which layers are given."""
+        name = f"shared_{index}"
+        if self.has_variable("params", name):
+            return self.get_variable("params", name)
+        place = self.config.shared_blocks.index(index)
+        block = mixers.build_shared(self.config, place, parent=None)
+        return self.param(name, block.init_weights)
 
     def _logits(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, vocab], float32, of x [B, T, D]."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax import layers
 from seqjax.layers import gates
 from seqjax.layers import mixer as mixer_lib
 from seqjax.models import across as across_lib
@@ -25,12 +26,17 @@ class Place(NamedTuple):
       rows: what belongs to this layer alone, by the name of the argument:
         "layer" and "ordinal", int32 [], and rows of the tables.
       shared: what earlier layers left for later ones.
+      embedding: [B, T, D], the stream before the first layer, where shared
+        blocks read it.
+      blocks: the weights of the shared blocks, a tree each.
     """
 
     positions: jax.Array
     fresh: jax.Array | None = None
     rows: Any = None
     shared: Any = None
+    embedding: Any = None
+    blocks: Any = ()
 
 
 def build(
@@ -74,6 +80,19 @@ def build_mlp(
     return options.build(host, config.resolved_mlp_width, **module)
 
 
+def build_shared(
+    config: config_lib.LanguageModelConfig,
+    place: int,
+    across: across_lib.Across | None = None,
+    **module: Any,
+) -> layers.SharedBlock | None:
+    """The use of a shared block at a place of the pattern, or None."""
+    if config.shared(place) is None:
+        return None
+    host = _host(config, config.pattern[place], across)
+    return config.shared_block.build(host, config.resolved_mlp_width, **module)
+
+
 def empty_state(
     config: config_lib.LanguageModelConfig,
     place: int,
@@ -83,9 +102,11 @@ def empty_state(
     """State before any token of the layer at a place of the pattern."""
     mixer = build(config, config.pattern[place], parent=None)
     mlp = build_mlp(config, place, parent=None)
+    shared = build_shared(config, place, parent=None)
     return cache_lib.join(
         mixer.init_state(batch, capacity),
         None if mlp is None else mlp.init_state(batch),
+        None if shared is None else shared.init_state(batch, capacity),
     )
 
 

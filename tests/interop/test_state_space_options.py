@@ -30,6 +30,23 @@ OPTIONS = {
         "n_group": 2,
         "time_step_min": 0.01,
     },
+    "zamba": {
+        "layers_block_type": None,
+        "num_hidden_layers": 8,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "n_mamba_heads": 1,
+        "mamba_proj_bias": True,
+        "tie_word_embeddings": False,
+    },
+    "zamba2": {
+        "layers_block_type": ["hybrid", "mamba", "hybrid", "hybrid"],
+        "num_mem_blocks": 2,
+        "num_key_value_heads": 2,
+        "use_shared_attention_adapter": True,
+        "use_mem_rope": False,
+        "mamba_ngroups": 2,
+    },
 }
 
 
@@ -76,6 +93,11 @@ def test_what_the_options_are_of_ours():
     assert nemotron.pattern == ("mamba2", "mamba2", "attention")
     assert nemotron.mlps == ("swiglu", "none", "moe")
     assert nemotron.mamba2.smallest_step == 0.01
+    zamba, zamba2 = plans["zamba"], plans["zamba2"]
+    hybrid = [i for i, b in enumerate(zamba.shared_blocks) if b is not None]
+    assert (hybrid, zamba.repeats) == ([2, 4, 7], 1)
+    assert zamba2.shared_blocks == (0, None, 1, 0)
+    assert zamba2.shared_block.attention.rotary_base is None
 
 
 @pytest.mark.parametrize(
@@ -89,6 +111,11 @@ def test_what_the_options_are_of_ours():
         ("nemotron_h", {"layers_block_type": ["moe"]}, "must list mixers"),
         ("nemotron_h", {"moe_latent_size": 8}, "moe_latent_size = 8"),
         ("lfm2", {"layer_types": ["ssm"] * 3}, "layer_types = "),
+        ("zamba", {"attention_hidden_size": 32}, "must be 64, twice hidden_s"),
+        ("zamba", {"layers_block_type": ["mamba"] * 5}, "with 0 hybrid layers"),
+        ("zamba2", {"num_mem_blocks": 3}, "one for each of 3 shared blocks"),
+        ("zamba2", {"add_bias_linear": True}, "add_bias_linear = true"),
+        ("zamba2", {"use_long_context": True}, "use_long_context = true"),
     ],
 )
 def test_refusals(family, changes, said):

@@ -38,6 +38,8 @@ from seqjax.interop.families import rwkv
 from seqjax.interop.families import rwkv6
 from seqjax.interop.families import rwkv7
 from seqjax.interop.families import xlstm
+from seqjax.interop.families import zamba
+from seqjax.interop.families import zamba2
 
 # By the model_type that their config.json names.
 BY_TYPE: dict[str, ModuleType] = {
@@ -72,4 +74,6 @@ BY_TYPE: dict[str, ModuleType] = {
     "rwkv6": rwkv6,
     "rwkv7": rwkv7,
     "xlstm": xlstm,
+    "zamba": zamba,
+    "zamba2": zamba2,
 }
