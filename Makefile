@@ -1,10 +1,12 @@
 # `make train` and `make test` are all a new checkout needs; `make help` lists
 # the rest. Everything lives in .venv, which is made on first use and updated
-# when pyproject.toml changes. Another interpreter: `make test PYTHON=python3.12`.
+# when pyproject.toml changes; what needs Triton lives in .venv-kernels. Another
+# interpreter: `make test PYTHON=python3.12`.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+KERNELS := .venv-kernels
 # Worker processes of the test suite. Compilation is most of its time, and
 # each compile uses about one core.
 WORKERS ?= 2
@@ -17,10 +19,10 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # Targets share .venv, and `make -j2 train test` must not install twice at once.
 .NOTPARALLEL:
-.PHONY: help venv train test test-full lint format bench clean
+.PHONY: help venv train test test-full test-kernels lint format bench clean
 
 help:  ## list these targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' \
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' \
 	  Makefile
 
 train: $(VENV)/.base  ## train the standard-library byte model, write a report
@@ -32,6 +34,13 @@ test: $(VENV)/.test  ## run every test, fast and slow
 
 test-full: $(VENV)/.test  ## the same with every length and mesh (an hour)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal --full $(ARGS)
+
+# Triton either interprets every kernel of a process or compiles them.
+test-kernels: $(KERNELS)/.kernels  ## test the GPU kernels, without a GPU
+	@TRITON_INTERPRET=1 $(KERNELS)/bin/python -m pytest -n $(WORKERS) \
+	  --dist=worksteal $(ARGS) tests/kernels/interpreted
+	@$(KERNELS)/bin/python -m pytest -n $(WORKERS) --dist=worksteal $(ARGS) \
+	  tests/kernels/compiled
 
 lint: $(VENV)/.lint  ## check lint, format and types
 	@$(BIN)/ruff check --quiet .
@@ -47,8 +56,8 @@ bench: $(VENV)/.base  ## time every operator against a plain lax.scan
 
 venv: $(VENV)/.test  ## make .venv with the test extra
 
-clean:  ## remove .venv and every cache, keep runs/
-	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache build *.egg-info
+clean:  ## remove .venv* and every cache, keep runs/
+	rm -rf $(VENV) $(KERNELS) .cache .hypothesis .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file stands for each set of packages, and a larger set for the
@@ -58,27 +67,33 @@ $(VENV)/.test: EXTRA := [test]
 $(VENV)/.lint: EXTRA := [test,lint]
 $(VENV)/.test: COVERS := $(VENV)/.base
 $(VENV)/.lint: COVERS := $(VENV)/.base $(VENV)/.test
-$(VENV)/.base $(VENV)/.test $(VENV)/.lint: $(VENV)/.made pyproject.toml
-	@echo "installing seqjax$(EXTRA) into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip --disable-pip-version-check install \
-	  --editable '.$(EXTRA)' >$(VENV)/pip.log 2>&1 || \
-	  { cat $(VENV)/pip.log; \
+$(KERNELS)/.kernels: EXTRA := [test,kernels]
+$(VENV)/.base $(VENV)/.test $(VENV)/.lint: $(VENV)/.made
+$(KERNELS)/.kernels: $(KERNELS)/.made
+$(VENV)/.base $(VENV)/.test $(VENV)/.lint $(KERNELS)/.kernels: pyproject.toml
+	@echo "installing seqjax$(EXTRA) into $(@D) (a few minutes the first time)"
+	@$(@D)/bin/python -m pip --disable-pip-version-check install \
+	  --editable '.$(EXTRA)' >$(@D)/pip.log 2>&1 || \
+	  { cat $(@D)/pip.log; \
 	    echo "make: pip could not install seqjax$(EXTRA); its output is above" >&2; \
 	    exit 1; }
 	@touch $@ $(COVERS)
 
 # PYTHON that was asked for, on the command line or in the environment, and is
-# another one than .venv was made with: .venv is made anew.
-ifneq ($(origin PYTHON),file)
-ifneq ($(wildcard $(VENV)/.made),)
+# another one than an environment was made with: it is made anew.
 WHICH := -c 'import sys; print(sys.base_prefix, sys.hexversion)'
-ifneq ($(shell $(PYTHON) $(WHICH)),$(shell $(BIN)/python $(WHICH)))
-.PHONY: $(VENV)/.made
+define ANEW
+ifneq ($(wildcard $(1)/.made),)
+ifneq ($$(shell $(PYTHON) $$(WHICH)),$$(shell $(1)/bin/python $$(WHICH)))
+.PHONY: $(1)/.made
 endif
 endif
+endef
+ifneq ($(origin PYTHON),file)
+$(foreach one,$(VENV) $(KERNELS),$(eval $(call ANEW,$(one))))
 endif
 
-$(VENV)/.made:
+$(VENV)/.made $(KERNELS)/.made:
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "make: no $(PYTHON) here; seqjax needs Python 3.11 or newer:" \
 	       "make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
@@ -86,8 +101,8 @@ $(VENV)/.made:
 	  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1); seqjax needs" \
 	       "Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
 	  exit 1; }
-	@[ ! -e $@ ] || echo "making $(VENV) anew, for $(PYTHON)"
-	@$(PYTHON) -m venv --clear $(VENV) || { \
+	@[ ! -e $@ ] || echo "making $(@D) anew, for $(PYTHON)"
+	@$(PYTHON) -m venv --clear $(@D) || { \
 	  echo "make: $(PYTHON) -m venv failed; on Debian and Ubuntu its package" \
 	       "is python3-venv" >&2; exit 1; }
 	@touch $@

@@ -22,6 +22,10 @@ def _folder(tmp_path):
     (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
     for stamp in (".made", ".base", ".test"):
         (tmp_path / ".venv" / stamp).touch()
+    shutil.copytree(
+        tmp_path / ".venv", tmp_path / ".venv-kernels", symlinks=True
+    )
+    (tmp_path / ".venv-kernels" / ".kernels").touch()
     other = tmp_path / "other_python"
     other.write_text("#!/bin/sh\necho /another 1\n")
     other.chmod(0o755)
@@ -51,6 +55,8 @@ def test_another_python_makes_the_environment_anew(folder):
         (("train",), False),
         (("train", f"PYTHON={sys.executable}"), False),
         (("train", "PYTHON=./other_python"), True),
+        (("test-kernels",), False),
+        (("test-kernels", "PYTHON=./other_python"), True),
     ):
         printed = would_run(folder, *words)
         assert ("venv --clear" in printed) == anew, words

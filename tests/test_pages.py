@@ -22,7 +22,7 @@ from tests import _tree
 from tests import xla_flags
 
 # Made by running something, so absent from a fresh checkout.
-MADE = ("runs", ".venv", ".cache")
+MADE = ("runs", ".venv", ".venv-kernels", ".cache")
 PACKAGES = ("seqjax", "seqjax_kernels", "experiments", "benchmarks", "tests")
 LAST_LINE = re.compile(
     r"validation bits/byte: \d\.\d{3} \(trigram \d\.\d{3}, zlib \d\.\d{3}\)"
@@ -165,7 +165,7 @@ def faults_of_prose(page: str, name: str = "README.md") -> list[str]:
 def make_targets() -> set[str]:
     """The targets that `make help` lists."""
     text = (_tree.ROOT / "Makefile").read_text()
-    return set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE))
 
 
 def _finds(module: str) -> bool:

@@ -23,9 +23,11 @@ A module with kernels says `import triton` at its top, below the line
 that launches it: whoever has no Triton must be able to import everything else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import math
 import os
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -39,6 +41,16 @@ from seqjax_kernels import devices
 LAUNCHERS = ("direct", "jax_triton", "interpret")
 # CUDA's limit for the second and third axis of a grid.
 _MOST_BLOCKS = (2**31 - 1, 65535, 65535)
+
+
+class Launch(NamedTuple):
+    """A launch that was traced: what is compiled, and over which grid."""
+
+    program: _direct.Program
+    grid: tuple[int, int, int]
+
+
+_recorded: list[Launch] | None = None
 
 
 def call(
@@ -103,9 +115,28 @@ def call(
         num_stages,
         arch,
     )
+    if _recorded is not None:
+        _recorded.append(Launch(program, grid))
+        return tuple(jax.numpy.empty(o.shape, o.dtype) for o in outputs)
     arrays = [array for array in inputs if array is not None]
     launch = _direct.launch if route == "direct" else _jax_triton.launch
     return tuple(launch(program, arrays, outputs, grid))
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list[Launch]]:
+    """Collects the launches that are traced, instead of making them.
+
+    What they would return is empty memory, so this is for `jax.eval_shape`.
+    """
+    global _recorded
+    if _recorded is not None:
+        raise RuntimeError("launches are being recorded already")
+    _recorded = []
+    try:
+        yield _recorded
+    finally:
+        _recorded = None
 
 
 def interpreting() -> bool:

@@ -1,0 +1,288 @@
+"""Causal short convolution with its activation, forward and backward.
+
+    y_t = act(bias + sum_j weight[W-1-j] u[t-j]),   u = initial state ++ x
+
+One launch forward; backward keeps only the inputs and makes the sums again,
+W (W+1) loads a cell of which all but three are of cached lines.  Weak where x
+has few channels: a program makes whole tiles of 16 or more.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax_kernels import batching
+from seqjax_kernels import launch
+from seqjax_kernels.pointwise import configs
+
+PADDING = -1  # id of a token that is none
+INITIAL = -2  # id of what stands in front of the first document
+ACTIVATIONS = (None, "silu")
+
+
+class Plan(NamedTuple):
+    """Where the taps of packed documents look, as times; see the kernels.
+
+    Attributes:
+      sources: int32 [B, T, W], of tap j of each token; less than -(W-1) for
+        nothing, as all of padding are.
+      targets: int32 [B, W-1+T, W+1], for each place of u the token whose tap j
+        looks at it, -1 for none, and last its place in the final state.
+      last: int32 [B, W-1], places of the final state.
+    """
+
+    sources: jax.Array
+    targets: jax.Array
+    last: jax.Array
+
+
+class _Static(NamedTuple):
+    activation: str | None
+    launcher: str | None
+
+
+def short_convolution(
+    x: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    initial: jax.Array | None = None,
+    plan: Plan | None = None,
+    *,
+    activation: str | None = None,
+    launcher: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs the convolution; differentiable once, in reverse.
+
+    Args:
+      x: [B, T, D] float16, bfloat16 or float32.
+      weight: [W, D], weight[-1] meets the current token.
+      bias: [D] or None.
+      initial: [B, W-1, D], what stands in front of x; None for zeros.
+      plan: of packed documents, by `make_plan`.
+      activation: "silu" or None.
+      launcher: as in `launch.call`.
+
+    Returns:
+      (y [B, T, D] in the dtype of x, 0 at padding; the last W-1 inputs
+      [B, W-1, D] in float32).
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation must be one of {ACTIVATIONS}, got {activation!r}"
+        )
+    static = _Static(activation, launcher)
+    return _convolve(static, x, weight, bias, initial, plan)
+
+
+def make_plan(
+    segment_ids: jax.Array, taps: int, initial_ids: jax.Array | None = None
+) -> Plan:
+    """Where taps look among documents, with padding anywhere.
+
+    Args:
+      segment_ids: int32 [B, T], -1 marks padding.
+      taps: W.
+      initial_ids: int32 [B, W-1], ids of the initial state's entries, -2 for
+        "the first document of the row", which None is for all.
+
+    Returns:
+      The plan.
+    """
+    real = segment_ids != PADDING
+    scattered = jnp.any(~real[:, :-1] & real[:, 1:])
+    times = jnp.broadcast_to(
+        jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape
+    )
+    # Real tokens moved together; where they stand so already, no sort.
+    order = jax.lax.cond(
+        scattered,
+        lambda real: jnp.argsort(~real, axis=1, stable=True).astype(jnp.int32),
+        lambda real: times + 0 * real,
+        real,
+    )
+    rank = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
+    count = rank[:, -1:] + 1
+    window = taps - 1
+    ids = jnp.take_along_axis(segment_ids, order, axis=1)
+    batch, length = segment_ids.shape
+    if initial_ids is None:
+        initial_ids = jnp.full((batch, window), INITIAL, jnp.int32)
+    initial_ids = jnp.where(initial_ids == INITIAL, ids[:, :1], initial_ids)
+    # u with the padding behind everything: entry p is the place places[p].
+    ids = jnp.concatenate([initial_ids, ids], axis=1)
+    front = jnp.arange(-window, 0, dtype=jnp.int32)
+    front = jnp.broadcast_to(front, (batch, window))
+    places = jnp.concatenate([front, order], axis=1)
+
+    def entries(p):
+        """(places, ids) of entries p; what is outside has no id."""
+        held = (p >= 0) & (p < window + count[:, :, None])
+        p = jnp.clip(p, 0, window + length - 1).reshape(batch, -1)
+        place = jnp.take_along_axis(places, p, axis=1).reshape(held.shape)
+        found = jnp.take_along_axis(ids, p, axis=1).reshape(held.shape)
+        return place, jnp.where(held, found, PADDING)
+
+    own = (window + rank)[:, :, None]
+    tap = jnp.arange(taps, dtype=jnp.int32)[None, None]
+    place, found = entries(own - tap)
+    same = real[:, :, None] & (found == segment_ids[:, :, None])
+    sources = jnp.where(same, place, -taps)
+
+    # The same the other way around, for the places of u in order.
+    own = jnp.concatenate([front + window, own[:, :, 0]], axis=1)[:, :, None]
+    held = jnp.concatenate([jnp.ones_like(front, bool), real], axis=1)
+    own_ids = jnp.concatenate([initial_ids, segment_ids], axis=1)
+    place, found = entries(own + tap)
+    same = held[:, :, None] & (found == own_ids[:, :, None])
+    targets = jnp.where(same, place, -1)
+    place, found = entries((count + jnp.arange(window)[None])[:, :, None])
+    _, last_id = entries((count + window - 1)[:, :, None])
+    last = jnp.where(found == last_id, place, -taps)[:, :, 0]
+    slot = jnp.where(
+        held & (own_ids == last_id[:, :, 0]), own[:, :, 0] - count, -1
+    )
+    targets = jnp.concatenate([targets, slot[:, :, None]], axis=2)
+    return Plan(sources, targets, last)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(static, x, weight, bias, initial, plan):
+    return _forward(static, x, weight, bias, initial, plan)[0]
+
+
+def _forward(static, x, weight, bias, initial, plan):
+    taps = weight.shape[0]
+    config = configs.convolution(x.shape[1], x.shape[2], x.dtype)
+
+    def run(x, weight, bias, initial, sources):
+        batch, length, width = x.shape
+        from seqjax_kernels.pointwise import convolution_kernels
+
+        return launch.call(
+            convolution_kernels.forward_kernel,
+            x,
+            weight,
+            bias,
+            initial,
+            sources,
+            outputs=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+            grid=(
+                batch * -(-length // config.rows),
+                -(-width // config.columns),
+                1,
+            ),
+            constants=dict(
+                T=length,
+                D=width,
+                W=taps,
+                SILU=static.activation == "silu",
+                BT=config.rows,
+                BD=config.columns,
+            ),
+            num_warps=config.num_warps,
+            launcher=static.launcher,
+        )
+
+    sources = None if plan is None else plan.sources
+    folded = batching.fold(run, (True, False, False, True, True))
+    (y,) = folded(x, weight, bias, initial, sources)
+    state = _last(x, initial, plan, taps)
+    return (y, state), (x, weight, bias, initial, plan)
+
+
+def _backward(static, kept, bars):
+    x, weight, bias, initial, plan = kept
+    y_bar, state_bar = bars
+    taps = weight.shape[0]
+    config = configs.convolution(x.shape[1], x.shape[2], x.dtype, backward=True)
+    sources, targets = (None, None) if plan is None else plan[:2]
+    constants = dict(
+        W=taps, SILU=static.activation == "silu", BD=config.columns
+    )
+
+    def run(x, weight, bias, initial, sources, targets, y_bar, state_bar):
+        from seqjax_kernels.pointwise import convolution_kernels
+
+        batch, length, width = x.shape
+        columns = -(-width // config.columns)
+        runs = -(-length // (config.rows * config.tiles))
+        inputs = (x, weight, bias, initial, sources, targets, y_bar, state_bar)
+        made = launch.call(
+            convolution_kernels.backward_kernel,
+            *inputs,
+            outputs=[
+                jax.ShapeDtypeStruct(x.shape, x.dtype),
+                jax.ShapeDtypeStruct((batch, runs, taps, width), jnp.float32),
+                jax.ShapeDtypeStruct((batch, runs, width), jnp.float32),
+            ],
+            grid=(batch * runs, columns, 1),
+            constants=constants
+            | dict(
+                T=length,
+                D=width,
+                BT=config.rows,
+                BW=configs.power_of_two(taps),
+                TILES=config.tiles,
+            ),
+            num_warps=config.num_warps,
+            launcher=static.launcher,
+        )
+        if initial is None or taps == 1:
+            return made
+        (initial_bar,) = launch.call(
+            convolution_kernels.initial_kernel,
+            *inputs,
+            outputs=[jax.ShapeDtypeStruct(initial.shape, jnp.float32)],
+            grid=(batch, columns, 1),
+            constants=constants
+            | dict(T=length, D=width, BW=configs.power_of_two(taps - 1)),
+            num_warps=config.num_warps,
+            launcher=static.launcher,
+        )
+        return *made, initial_bar
+
+    leads = (True, False, False, True, True, True, True, True)
+    made = batching.fold(run, leads)(
+        x,
+        weight,
+        bias,
+        initial,
+        sources,
+        targets,
+        y_bar,
+        state_bar if taps > 1 else None,
+    )
+    x_bar, weight_bar, bias_bar = made[:3]
+    weight_bar = jnp.sum(weight_bar, (0, 1)).astype(weight.dtype)
+    bias_bar = (
+        None if bias is None else jnp.sum(bias_bar, (0, 1)).astype(bias.dtype)
+    )
+    if initial is None:
+        initial_bar = None
+    elif taps == 1:
+        initial_bar = jnp.zeros_like(initial)
+    else:
+        initial_bar = made[3].astype(initial.dtype)
+    return x_bar, weight_bar, bias_bar, initial_bar, None
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _last(x, initial, plan, taps):
+    """The final state, W-1 rows of u."""
+    batch, length, width = x.shape
+    window = taps - 1
+    if initial is None:
+        initial = jnp.zeros((batch, window, width), jnp.float32)
+    initial = initial.astype(jnp.float32)
+    if plan is None:
+        tail = x[:, max(length - window, 0) :].astype(jnp.float32)
+        return jnp.concatenate([initial, tail], axis=1)[:, tail.shape[1] :]
+    place = plan.last[:, :, None]
+    new = jnp.take_along_axis(x, jnp.maximum(place, 0), axis=1)
+    old = jnp.take_along_axis(initial, jnp.maximum(place + window, 0), axis=1)
+    kept = jnp.where(place >= 0, new.astype(jnp.float32), old)
+    return jnp.where(place >= -window, kept, 0)
