@@ -7,11 +7,13 @@ headers of its files and the shapes of our parameters, before any array is made.
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import jax
 
 from seqjax import models
+from seqjax.interop import asides as asides_lib
 from seqjax.interop import config as config_lib
 from seqjax.interop import families
 from seqjax.interop import safetensors
@@ -26,13 +28,15 @@ class Plan(NamedTuple):
       config: of the model.
       abstract: its variables as shapes.
       links: the mapping table.
-      constants: tensors that no parameter of ours stands for.
+      constants: tensors that follow from the config.
+      asides: tensors that may be there and are not loaded.
     """
 
     config: config_lib.Config
     abstract: Any
     links: list[tables.Link]
-    constants: list[tables.Constant]
+    constants: list[asides_lib.Constant]
+    asides: list[asides_lib.Aside]
 
 
 def read_config(folder: pathlib.Path) -> str:
@@ -61,17 +65,23 @@ def plan(
     Raises:
       ValueError: an unknown architecture, or options that are not supported.
     """
-    values = json.loads(source)
+    values, within = text_model(json.loads(source))
+    if within is not None:
+        source = json.dumps(values, indent=2, sort_keys=True) + "\n"
     kind = values.get("model_type")
     if kind not in families.BY_TYPE:
         raise ValueError(
             f"config.json names model_type {kind!r} (architectures "
             f"{values.get('architectures')}), which is not supported; "
-            f"supported are {sorted(families.BY_TYPE)}"
+            f"supported are {sorted({*families.BY_TYPE, *_WITHIN})}"
         )
     family = families.BY_TYPE[kind]
     settings = settings_lib.Settings(values, shapes)
-    config = family.config(settings)
+    try:
+        config = family.config(settings)
+    except (TypeError, ArithmeticError):
+        settings.finish(kind)  # what follows from a wrong setting
+        raise
     settings.finish(kind)
     if settings.found:  # said from now on
         values |= settings.found
@@ -85,7 +95,52 @@ def plan(
     table = tables.Table(ours)
     family.tensors(table, config, values)
     tables.check_covered(table.links, ours)
-    return Plan(config, abstract, table.links, table.constants)
+    found = Plan(config, abstract, table.links, table.constants, table.asides)
+    return found if within is None else _within(found, within)
+
+
+# Models of texts inside models of more: where their settings are, what their
+# names begin with there and of themselves, and what else is beside them.
+_WITHIN = {
+    "qwen3_5": (
+        "text_config",
+        "model.language_model.",
+        "model.",
+        "model.visual",
+    ),
+}
+
+
+def text_model(values: Any) -> tuple[dict[str, Any], str | None]:
+    """Settings of a model of texts, and what it is a part of, if anything."""
+    if not isinstance(values, dict):
+        raise ValueError(f"config.json must hold an object, got {values!r:.80}")
+    kind = values.get("model_type")
+    if kind not in _WITHIN:
+        return values, None
+    group = _WITHIN[kind][0]
+    if not isinstance(values.get(group), dict):
+        raise ValueError(
+            f"config.json of {kind} must hold {group}, an object; it has "
+            f"{sorted(values)}"
+        )
+    tied = "tie_word_embeddings"
+    return {tied: values.get(tied, False), **values[group]}, kind
+
+
+def _within(plan: Plan, kind: str) -> Plan:
+    """A plan with the names that its tensors have in a larger model."""
+    _, longer, own, beside = _WITHIN[kind]
+
+    def renamed(name: str | None) -> str | None:
+        if name is None or not name.startswith(own):
+            return name
+        return longer + name.removeprefix(own)
+
+    links = [link._replace(theirs=renamed(link.theirs)) for link in plan.links]
+    more = asides_lib.Aside(re.escape(f"{beside}.") + ".*", "what sees images")
+    twins = [a._replace(twin=renamed(a.twin)) for a in plan.asides]
+    return plan._replace(links=links, asides=[*twins, more])
 
 
 def leaves(variables: Any) -> dict[str, Any]:
@@ -109,6 +164,7 @@ def check_tensors(plan: Plan, entries: dict[str, safetensors.Entry]) -> None:
         for name, parts in tables.by_tensor(plan.links).items()
     }
     wanted |= {constant.theirs: constant.shape for constant in plan.constants}
+    left = asides_lib.found(plan.asides, entries)
     faults = [
         f"missing: {name} {list(wanted[name])}"
         for name in wanted
@@ -117,7 +173,7 @@ def check_tensors(plan: Plan, entries: dict[str, safetensors.Entry]) -> None:
     faults += [
         f"not known: {name} {list(entries[name].shape)}"
         for name in entries
-        if name not in wanted
+        if name not in wanted and name not in left
     ]
     for name in wanted.keys() & entries.keys():
         entry = entries[name]

@@ -90,6 +90,65 @@ class Settings:
             return 1.0
         return value
 
+    def positive(self, name: str, default: Any = _MISSING) -> float:
+        """A number above 0; null stands for a given default."""
+        value = self.number(name, default)
+        if not value > 0:
+            self._kind(name, value, "a number above 0")
+            return 1.0
+        return value
+
+    def count(self, name: str, default: int) -> int:
+        """A whole number of at least 0."""
+        value = self.get(name, default)
+        if type(value) is not int or value < 0:
+            self._kind(name, value, "a whole number of at least 0")
+            return 0
+        return value
+
+    def places(self, name: str, depth: int, default: Any = _MISSING) -> Any:
+        """A list of layers out of `depth`; null stands for a given default."""
+        value = self.get(name, default)
+        if value is None and default is not _MISSING:
+            return default
+        if value is not default and (
+            not isinstance(value, list)
+            or not all(type(i) is int and 0 <= i < depth for i in value)
+        ):
+            self.fault(
+                f"{self._path}{name} = {json.dumps(value)} is not supported; "
+                f"it must list layers from 0 to {depth - 1}"
+            )
+            return []
+        return value
+
+    def listed(self, name: str, accepted: list[Any], size: int) -> list[Any]:
+        """A list of so many out of `accepted`."""
+        value = self.get(name)
+        if (
+            not isinstance(value, list)
+            or len(value) != size
+            or any(type(x) is not type(accepted[0]) for x in value)
+            or any(x not in accepted for x in value)
+        ):
+            said = f"a list of {size} out of {json.dumps(accepted)}"
+            self._kind(name, value, said)
+            return accepted[:1] * size
+        return value
+
+    def group(self, name: str) -> "Settings | None":
+        """Settings inside a setting; None where it is null or missing."""
+        value = self.get(name, None)
+        if value is not None and not isinstance(value, dict):
+            self._kind(name, value, "an object or null")
+        if not isinstance(value, dict):
+            return None
+        return Settings(value, {}, f"{self._path}{name}.")
+
+    def fill(self, values: Mapping[str, Any]) -> None:
+        """Settings that count where they are not said."""
+        self._values = {**values, **self._values}
+
     def flag(self, name: str, default: Any = _MISSING) -> bool:
         """True or false."""
         value = self.get(name, default)

@@ -15,9 +15,11 @@ row l // len(pattern) of a leaf of place l % len(pattern).
 
 from collections.abc import Callable, Iterator, Mapping
 import math
+import re
 from typing import Any, NamedTuple
 
 from seqjax import models
+from seqjax.interop import asides as asides_lib
 
 
 class Part(NamedTuple):
@@ -53,20 +55,6 @@ class Link(NamedTuple):
     region: tuple[int, ...]
 
 
-class Constant(NamedTuple):
-    """A tensor of theirs that follows from the config: no parameter of ours.
-
-    Attributes:
-      theirs: name of the tensor.
-      shape: of it.
-      make: computes it, float32.
-    """
-
-    theirs: str
-    shape: tuple[int, ...]
-    make: Callable[[], Any]
-
-
 class Table:
     """Collects links for the parameters under one prefix of names.
 
@@ -77,6 +65,7 @@ class Table:
       row: of stacked parameters; None outside the layers.
       links: where links are collected.
       constants: where constants are collected.
+      asides: where what is not loaded is collected.
     """
 
     def __init__(
@@ -86,12 +75,14 @@ class Table:
         theirs: str = "",
         row: int | None = None,
         links: list[Link] | None = None,
-        constants: list[Constant] | None = None,
+        constants: list[asides_lib.Constant] | None = None,
+        asides: list[asides_lib.Aside] | None = None,
     ):
         self._shapes, self._row = shapes, row
         self._ours, self._theirs = ours, theirs
         self.links: list[Link] = [] if links is None else links
-        self.constants: list[Constant] = [] if constants is None else constants
+        self.constants = [] if constants is None else constants
+        self.asides = [] if asides is None else asides
 
     def layers(
         self, config: models.LanguageModelConfig, theirs: str
@@ -115,6 +106,7 @@ class Table:
                     repeat,
                     self.links,
                     self.constants,
+                    self.asides,
                 ),
             )
 
@@ -127,6 +119,7 @@ class Table:
             self._row,
             self.links,
             self.constants,
+            self.asides,
         )
 
     def size(self, ours: str) -> tuple[int, ...]:
@@ -220,7 +213,19 @@ class Table:
     ) -> None:
         """A tensor of theirs that `make` computes from the config."""
         name = f"{self._theirs}{theirs}"
-        self.constants.append(Constant(name, shape, make))
+        self.constants.append(asides_lib.Constant(name, shape, make))
+
+    def aside(self, theirs: str, what: str) -> None:
+        """Tensors under a prefix that the model does not need."""
+        name = f"{self._theirs}{theirs}."
+        self.asides.append(asides_lib.Aside(f"{re.escape(name)}.*", what))
+
+    def twin(self, theirs: str, other: str) -> None:
+        """A tensor that may be there and then equals another one."""
+        name, other = f"{self._theirs}{theirs}", f"{self._theirs}{other}"
+        self.asides.append(
+            asides_lib.Aside(re.escape(name), f"the same as {other}", other)
+        )
 
     def link(
         self,

@@ -4,6 +4,7 @@ Two programs a family serve all its tests: values and gradients of padded calls
 with a cache, and sixteen decode steps.
 """
 
+from collections.abc import Callable
 import functools
 import pathlib
 import re
@@ -74,7 +75,7 @@ class Loaded(NamedTuple):
     model: models.LanguageModel
     params: dict
     golden: dict[str, np.ndarray]
-    call: object
+    call: Callable
 
 
 @functools.cache

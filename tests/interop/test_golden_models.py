@@ -16,7 +16,7 @@ BOUND = 2e-5
 # runs a chunked kernel, which is 5.7e-5 from ours in float64 (we: 3e-7).
 LONG_BOUND = {"rwkv7": 1e-4}
 # Families that are tested by their round trip alone.
-WITHOUT_GOLDEN = set()
+WITHOUT_GOLDEN = {"minimax_text_01"}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 

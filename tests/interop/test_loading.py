@@ -1,7 +1,6 @@
 """How checkpoints are read: what is refused, what is held, where it goes."""
 
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,34 +14,10 @@ from seqjax.interop import loading
 from seqjax.interop import safetensors
 from seqjax.parallel import mesh as mesh_lib
 from seqjax.parallel import sharding
+from tests.interop import changed
 from tests.interop import golden
 
 GLA = golden.FOLDER / "gla"
-
-
-def copy(tmp_path, family="gla", **settings):
-    """A copy of a golden checkpoint with other settings."""
-    folder = tmp_path / family
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(golden.FOLDER / family / name, folder / name)
-    values = json.loads((folder / "config.json").read_text()) | settings
-    (folder / "config.json").write_text(json.dumps(values))
-    return folder
-
-
-def rewrite(folder, change):
-    """Writes a checkpoint's tensors again, changed by name."""
-    entries = safetensors.entries(folder)
-    arrays = {name: safetensors.read(e) for name, e in entries.items()}
-    change(arrays)
-    tensors = [
-        safetensors.Planned(name, array.dtype, array.shape)
-        for name, array in arrays.items()
-    ]
-    path = folder / safetensors.SINGLE
-    path.unlink()
-    safetensors.write(path, tensors, arrays.values(), {})
 
 
 @pytest.fixture
@@ -64,12 +39,12 @@ def refusal(folder, **arguments):
 @pytest.mark.usefixtures("no_arrays")
 class TestRefusals:
     def test_unknown_architecture(self, tmp_path):
-        said = refusal(copy(tmp_path, model_type="llama"))
+        said = refusal(changed.copy(tmp_path, model_type="llama"))
         assert "model_type 'llama'" in said and "'gla'" in said
 
     def test_options_all_at_once(self, tmp_path):
         said = refusal(
-            copy(
+            changed.copy(
                 tmp_path,
                 use_gv=True,
                 hidden_act="gelu",
@@ -90,14 +65,14 @@ class TestRefusals:
             assert line in said, said
 
     def test_setting_that_is_missing(self, tmp_path):
-        folder = copy(tmp_path)
+        folder = changed.copy(tmp_path)
         values = json.loads((folder / "config.json").read_text())
         del values["vocab_size"]
         (folder / "config.json").write_text(json.dumps(values))
         assert "vocab_size is missing" in refusal(folder)
 
     def test_tensors_all_at_once(self, tmp_path):
-        folder = copy(tmp_path)
+        folder = changed.copy(tmp_path)
 
         def change(arrays):
             del arrays["model.norm.weight"]
@@ -106,7 +81,7 @@ class TestRefusals:
             arrays[name] = arrays[name].T.copy()
             arrays["lm_head.weight"] = np.zeros((97, 32), np.int32)
 
-        rewrite(folder, change)
+        changed.rewrite(folder, change)
         said = refusal(folder)
         assert "4 tensors" in said
         for line in (
@@ -119,12 +94,14 @@ class TestRefusals:
             assert line in said, said
 
     def test_sizes_that_do_not_fit_the_tensors(self, tmp_path):
-        said = refusal(copy(tmp_path, hidden_size=64, num_hidden_layers=3))
+        said = refusal(
+            changed.copy(tmp_path, hidden_size=64, num_hidden_layers=3)
+        )
         assert "missing: model.layers.2.attn_norm.weight [64]" in said
         assert "norm.weight is [32], but config.json asks for [64]" in said
 
     def test_files(self, tmp_path):
-        folder = copy(tmp_path)
+        folder = changed.copy(tmp_path)
         path = folder / safetensors.SINGLE
         data = path.read_bytes()
         path.write_bytes(data[:-8])
@@ -141,14 +118,14 @@ class TestRefusals:
 
     def test_dtypes(self, tmp_path):
         assert "dtype must be one of" in refusal(GLA, dtype="int8")
-        folder = copy(tmp_path)
+        folder = changed.copy(tmp_path)
 
         def widen(arrays):
             arrays["model.norm.weight"] = arrays["model.norm.weight"] * 1.0
             name = "lm_head.weight"
             arrays[name] = arrays[name].astype(np.float64)
 
-        rewrite(folder, widen)
+        changed.rewrite(folder, widen)
         assert "needs jax_enable_x64, for ['unembedding']" in refusal(folder)
 
     def test_places(self, tmp_path, monkeypatch):
@@ -217,7 +194,7 @@ def test_on_a_mesh_in_several_files(tmp_path):
 
 
 def test_sizes_that_the_tensors_tell(tmp_path):
-    folder = copy(
+    folder = changed.copy(
         tmp_path, "rwkv7", v_low_rank_dim=None, decay_low_rank_dim=None
     )
     entries = safetensors.entries(folder)
@@ -297,7 +274,7 @@ def test_what_save_refuses(tmp_path):
     assert "final_norm/scale: missing, must be [32]" in text
     assert not out.exists()
     assert "has ['config.json', 'model.safetensors']" in said(
-        model, params, copy(tmp_path)
+        model, params, changed.copy(tmp_path)
     )
 
 

@@ -64,6 +64,7 @@ BY_TYPE: dict[str, ModuleType] = {
     "mamba": mamba,
     "mamba2": mamba2,
     "minimax": minimax,
+    "minimax_text_01": minimax,
     "nemotron_h": nemotron_h,
     "olmo_hybrid": olmo_hybrid,
     "qwen3_5_text": qwen3_5,

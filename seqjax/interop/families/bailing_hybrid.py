@@ -21,10 +21,10 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     depth, heads = s.whole("num_hidden_layers"), s.whole("num_attention_heads")
     default = common.every(depth, s.whole("layer_group_size", 6))
     kinds = common.layer_types(s, kimi_linear.KINDS, default)
-    dense = s.get("first_k_dense_replace", 2)
+    dense = s.count("first_k_dense_replace", 2)
     mlps = ["dense" if layer < dense else "sparse" for layer in range(depth)]
     mlps = common.layer_types(s, kimi_linear.MLPS, mlps, "mlp_layer_types")
-    s.only("num_nextn_predict_layers", 0)
+    s.count("num_nextn_predict_layers", 0)
     s.ignored("mtp_loss_scaling_factor")
     width = s.whole("short_conv_kernel_size", 4)
     s.only("linear_conv_kernel_dim", None, width)
@@ -50,7 +50,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
         mlps,
         kda,
         norm_eps=s.number("rms_norm_eps", 1e-6),
-        rotary_base=common.rotary(s, shared)["rotary_base"],
+        rotary_base=common.rotary(s, shared, base=6e6)["rotary_base"],
         output_gate="headwise",
     )
 
@@ -60,6 +60,8 @@ def tensors(
 ) -> None:
     """Their names and ours."""
     common.ends(t, config, "model.word_embeddings")
+    for more in range(s.get("num_nextn_predict_layers", 0)):
+        t.aside(f"model.layers.{config.depth + more}", common.MORE_TOKENS)
     size = len(config.pattern)
     for layer, kind, block in t.layers(config, "model.layers.{}."):
         block.norm("mixer_norm", "input_layernorm")

@@ -17,7 +17,8 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     head_dim = s.whole("head_dim", width // heads)
     s.only("hidden_act", "silu")
     state_space.ignore(s)
-    places = s.get("attn_layer_indices", None) or []
+    s.only("attn_rotary_emb", None, head_dim // 2)
+    places = s.places("attn_layer_indices", depth, [])
     names = ["mamba2", "attention"]
     return config_lib.Config(
         vocab_size=s.whole("vocab_size"),

@@ -9,9 +9,15 @@ from seqjax.interop import patterns
 from seqjax.interop import settings as settings_lib
 from seqjax.interop import tables
 
+# Layers that guess the tokens after the next one; the model runs without.
+MORE_TOKENS = "the prediction of later tokens"
+
 
 def rotary(
-    s: settings_lib.Settings, head_dim: int, partial: float = 1.0
+    s: settings_lib.Settings,
+    head_dim: int,
+    partial: float = 1.0,
+    base: float = 10000.0,
 ) -> dict[str, Any]:
     """What an attention layer is told of its rotary positions.
 
@@ -21,17 +27,19 @@ def rotary(
       s: the settings.
       head_dim: width of a head.
       partial: share of it that is rotated, where it is not said.
+      base: of the frequencies, where it is not said.
     """
     s.only("rope_scaling", None)
-    found = s.get("rope_parameters", None)
-    outer = {
-        name: s.get(name)
-        for name in ("rope_theta", "partial_rotary_factor")
-        if s.get(name, None) is not None
-    }
-    inner = settings_lib.Settings(outer | (found or {}), {}, "rope_parameters.")
+    names = "rope_theta", "partial_rotary_factor"
+    said = {name: s.get(name, None) for name in names}
+    inner = s.group("rope_parameters")
+    if inner is None:
+        inner = settings_lib.Settings({}, {})
+    inner.fill({k: v for k, v in said.items() if v is not None})
     inner.only("rope_type", "default")
-    base = inner.number("rope_theta", 10000.0)
+    # Of texts the places in time, height and width are the same.
+    inner.ignored("mrope_interleaved", "mrope_section")
+    base = inner.number("rope_theta", base)
     dim = int(head_dim * inner.number("partial_rotary_factor", partial))
     s.include(inner)
     return {
@@ -54,11 +62,12 @@ def layer_types(
       default: theirs, where the setting is missing.
       setting: a list of theirs, one a layer.
     """
-    types = s.get(setting, None) or default
+    types = s.get(setting, None)
+    types = default if types is None else types
     if (
         not isinstance(types, list)
         or len(types) != len(default)
-        or not set(types) <= names.keys()
+        or not all(isinstance(kind, str) and kind in names for kind in types)
     ):
         s.fault(
             f"{setting} = {types} is not supported; it must be a list of "
@@ -101,7 +110,9 @@ def ends(
 ) -> None:
     """Embedding, final norm and output weights."""
     t.same("embedding", f"{embedding}.weight")
-    if not config.tie_embeddings:
+    if config.tie_embeddings:
+        t.twin(f"{head}.weight", f"{embedding}.weight")
+    else:
         t.same("unembedding", f"{head}.weight")
     t.norm("final_norm", norm, config.norm == "layer")
 

@@ -11,6 +11,7 @@ from seqjax.interop.families import fla
 
 def config(s: settings_lib.Settings) -> config_lib.Config:
     """What the settings say."""
+    s.only("norm_first", False)
     s.only("use_beta", True)
     s.only("use_output_norm", True)
     s.only("qk_activation", "silu")

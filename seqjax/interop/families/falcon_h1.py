@@ -18,6 +18,8 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     s.only("hidden_act", "silu")
     s.only("projectors_bias", False)
     state_space.ignore(s, "mamba_use_mlp", "mlp_expansion_factor")
+    s.ignored("time_step_min", "time_step_rank")  # of the first parameters
+    s.only("attn_layer_indices", None)
     s.ignored("mamba_expand")  # mamba_d_ssm says it, where it is there
     gate_scale, output_scale = _numbers(s, "mlp_multipliers", 2)
     mamba2 = state_space.mamba2_options(s, width)

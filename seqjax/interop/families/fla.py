@@ -33,7 +33,7 @@ def config(
         more["mlp_width"] = mlp_width(s, 4, 2 / 3, 256)
     s.only("elementwise_affine", True)
     s.only("attnres_block_size", None)
-    s.ignored("use_l2warp")  # a term of the loss
+    s.ignored("use_l2warp", "pretraining_tp")  # of the loss, of its machines
     width, depth = s.whole("hidden_size"), s.whole("num_hidden_layers")
     fields = {
         "vocab_size": s.whole("vocab_size"),
@@ -97,18 +97,21 @@ def mlp_width(
 def conv_width(s: settings_lib.Settings, default: bool) -> int | None:
     """Width of the short convolutions, None without."""
     width = s.whole("conv_size", 4)
-    return width if s.flag("use_short_conv", default) else None
+    if not s.flag("use_short_conv", default):
+        s.ignored("share_conv_kernel")
+        return None
+    s.only("share_conv_kernel", False)
+    return width
 
 
 def _attention(
     s: settings_lib.Settings, depth: int, width: int
 ) -> tuple[layers.AttentionOptions | None, list[int]]:
     """Softmax attention in some of the layers, and which."""
-    attn = s.get("attn", None)
-    if attn is None:
+    inner = s.group("attn")
+    if inner is None:
         return None, []
-    inner = settings_lib.Settings(attn, {}, "attn.")
-    places = inner.get("layers")
+    places = inner.places("layers", depth)
     heads = inner.whole("num_heads")
     inner.only("qkv_bias", False)
     options = layers.AttentionOptions(
@@ -118,14 +121,6 @@ def _attention(
         window=inner.whole_or_none("window_size"),
         rotary_base=float(inner.number("rope_theta", 10000.0)),
     )
-    if not isinstance(places, list) or not all(
-        type(place) is int and 0 <= place < depth for place in places
-    ):
-        inner.fault(
-            f"attn.layers = {places} is not supported; it must list layers "
-            f"from 0 to {depth - 1}"
-        )
-        places = []
     s.include(inner)
     return options, places
 
@@ -137,7 +132,9 @@ def tensors(
     bias = config.norm == "layer"
     own_channels = config.mlps == ("rwkv_channels",)
     t.same("embedding", "model.embeddings.weight")
-    if not config.tie_embeddings:
+    if config.tie_embeddings:
+        t.twin("lm_head.weight", "model.embeddings.weight")
+    else:
         t.same("unembedding", "lm_head.weight")
     t.norm("final_norm", "model.norm", bias)
     if config.embedding_norm:

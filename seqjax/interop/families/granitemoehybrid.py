@@ -25,6 +25,8 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     head_dim = width // heads
     s.only("hidden_act", "silu")
     s.only("mlp_bias", False)
+    s.only("normalization_function", "rmsnorm")
+    s.ignored("init_method")
     state_space.ignore(s)
     where = {"rotary_base": None}
     if s.only("position_embedding_type", None, "nope", "rope") == "rope":
@@ -56,7 +58,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
         norm_eps=s.number("rms_norm_eps", 1e-6),
         embedding_scale=s.number("embedding_multiplier", 1.0),
         branch_scale=s.number("residual_multiplier", 1.0),
-        logit_scale=1 / s.number("logits_scaling", 1.0),
+        logit_scale=1 / s.positive("logits_scaling", 1.0),
         mamba2=state_space.mamba2_options(s, width),
         attention=attention,
         swiglu=layers.SwiGLUOptions(width=shared),

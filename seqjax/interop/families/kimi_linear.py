@@ -30,7 +30,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
         for layer in range(depth)
     ]
     kinds = common.layer_types(s, KINDS, linear.pop("types", default))
-    dense = s.get("first_k_dense_replace", 1)
+    dense = s.count("first_k_dense_replace", 1)
     s.only("q_lora_rank", None)
     s.only("mla_use_nope", True)
     s.only("moe_layer_freq", 1)
@@ -57,26 +57,25 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
 
 def _linear(s: settings_lib.Settings, depth: int) -> dict[str, Any]:
     """Sizes of the KDA layers, and perhaps the types of all layers."""
-    group = s.get("linear_attn_config", None)
-    if group is None:
+    inner = s.group("linear_attn_config")
+    if inner is None:
         return {
             "heads": s.whole("linear_num_heads", 32),
             "head_dim": s.whole("linear_head_dim", 128),
             "conv_width": s.whole("linear_conv_kernel_dim", 4),
         }
-    inner = settings_lib.Settings(group, {}, "linear_attn_config.")
     found: dict[str, Any] = {
         "heads": inner.whole("num_heads"),
         "head_dim": inner.whole("head_dim"),
         "conv_width": inner.whole("short_conv_kernel_size", 4),
     }
-    full, kda = inner.get("full_attn_layers"), inner.get("kda_layers")
-    if sorted((full or []) + (kda or [])) != list(range(1, depth + 1)):
+    full = inner.places("full_attn_layers", depth + 1)
+    kda = inner.places("kda_layers", depth + 1)
+    if sorted(full + kda) != list(range(1, depth + 1)):
         inner.fault(
             "linear_attn_config.full_attn_layers and kda_layers must be all "
             f"layers from 1 to {depth} together, got {full} and {kda}"
         )
-        full = []
     found["types"] = [
         "full_attention" if layer + 1 in full else "linear_attention"
         for layer in range(depth)

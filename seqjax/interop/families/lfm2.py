@@ -20,8 +20,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     s.ignored("block_norm_eps", "block_use_xavier_init", "theta")
     s.only("block_use_swiglu", True)
     s.only("use_pos_enc", True)
-    places = s.get("full_attn_idxs", None)
-    places = range(depth) if places is None else places
+    places = s.places("full_attn_idxs", depth, range(depth))
     default = [
         "full_attention" if i in places else "conv" for i in range(depth)
     ]
@@ -40,7 +39,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
         attention=layers.AttentionOptions(
             key_value_heads=s.whole("num_key_value_heads", heads),
             qk_norm=True,
-            **common.rotary(s, width // heads),
+            **common.rotary(s, width // heads, base=1e6),
         ),
         **common.pattern(common.layer_types(s, _NAMES, default)),
     )

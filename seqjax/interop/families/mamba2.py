@@ -16,7 +16,9 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     s.only("hidden_act", "silu")
     s.only("use_bias", False)
     state_space.ignore(s, "time_step_min", "time_step_rank", "rms_norm")
+    s.ignored("norm_before_gate")  # the gate comes first, whatever it says
     expand, head_dim = s.number("expand", 2), s.whole("head_dim", 64)
+    s.only("intermediate_size", None, round(expand * width))
     heads = s.whole("num_heads", 128)
     state_space.check_heads(s, expand * width, heads, head_dim)
     options = layers.Mamba2Options(

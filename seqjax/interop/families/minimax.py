@@ -1,4 +1,7 @@
-"""MiniMax-Text-01 of transformers (`model_type` minimax).
+"""MiniMax-Text-01 (`model_type` minimax): transformers' files and MiniMax's.
+
+They differ in the names of settings, and MiniMax's own (`model_type`
+minimax_text_01) hold no constants.
 
 The norms are part of the residual stream.  Lightning attention's decays
 are constants of the layer, and its files hold them: they are compared with ours
@@ -20,6 +23,7 @@ from seqjax.interop.families import experts
 
 _KINDS = {"linear_attention": "lightning", "full_attention": "attention"}
 _EXPERT = ("w1", "w3", "w2")
+_OWN = "minimax_text_01"
 
 
 def config(s: settings_lib.Settings) -> config_lib.Config:
@@ -27,25 +31,38 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     width, depth = s.whole("hidden_size"), s.whole("num_hidden_layers")
     heads = s.whole("num_attention_heads")
     head_dim = s.whole("head_dim", width // heads)
+    rotated = s.whole("rotary_dim", head_dim)
     s.only("hidden_act", "silu")
     s.only("sliding_window", None)
     s.ignored("attention_dropout", "router_jitter_noise")
     s.ignored("output_router_logits", "router_aux_loss_coef")  # of the loss
     s.whole("block_size", 256)
+    own = s.get("model_type", None) == _OWN
+    if own:
+        s.only("postnorm", True)
+        s.only("shared_intermediate_size", 0)
+        s.ignored("shared_moe_mode")
     scales = {}
     for name in ("alpha", "beta"):
-        scales[name] = s.number(f"mlp_{name}_factor", 1)
+        form = f"layernorm_{{}}_{name}" if own else f"{{}}_{name}_factor"
+        first = form.format("mlp")
+        scales[name] = s.number(first, 1)
         for kind in ("full", "linear"):
-            setting = f"{kind}_attn_{name}_factor"
+            setting = form.format(
+                f"{kind}_attention" if own else f"{kind}_attn"
+            )
             if s.number(setting, 1) != scales[name]:
                 s.fault(
                     f"{setting} = {s.get(setting, 1)} is not supported; it "
-                    f"must be mlp_{name}_factor, {scales[name]}"
+                    f"must be {first}, {scales[name]}"
                 )
     default = [
         "linear_attention" if layer % 2 else "full_attention"
         for layer in range(depth)
     ]
+    if own:
+        full = s.listed("attn_type_list", [0, 1], depth)
+        default = [("linear_attention", "full_attention")[i] for i in full]
     kinds = common.layer_types(s, _KINDS, default)
     return config_lib.Config(
         vocab_size=s.whole("vocab_size"),
@@ -60,7 +77,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
         lightning=layers.LightningOptions(eps=1e-6),
         attention=layers.AttentionOptions(
             key_value_heads=s.whole("num_key_value_heads", heads),
-            **common.rotary(s, head_dim),
+            **common.rotary(s, head_dim, rotated / head_dim, base=1e6),
         ),
         moe=layers.MoEOptions(
             experts=s.whole("num_local_experts"),
@@ -84,7 +101,8 @@ def tensors(
             common.attention(inner)
         else:
             _lightning(inner)
-            _constants(inner, layer, config.depth, s)
+            if s["model_type"] != _OWN:
+                _constants(inner, layer, config.depth, s)
         inner = block.under("mlp/", "block_sparse_moe.")
         inner.linear("router", "gate")
         experts.separate(inner, names=_EXPERT)

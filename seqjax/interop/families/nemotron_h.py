@@ -34,17 +34,20 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
         "time_step_limit", "moe_shared_expert_overlap", "n_shared_experts"
     )
     s.ignored("num_hidden_layers", "mtp_layers_block_type")
+    # Attention has no positions, and the norms have one epsilon.
+    s.ignored("partial_rotary_factor", "rope_theta", "time_step_rank")
+    s.ignored("norm_eps", "rms_norm_eps")
     s.only("mlp_hidden_act", "relu2")
     s.only("mamba_hidden_act", "silu")
     for name in ("attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias"):
         s.only(name, False)
     s.only("sliding_window", None)
     s.only("moe_latent_size", None)
-    if s.get("num_nextn_predict_layers", 0):
-        s.fault("num_nextn_predict_layers is not supported; it must be 0")
+    s.count("num_nextn_predict_layers", 0)
+    s.ignored("mtp_hybrid_override_pattern")
     types = s.get("hybrid_override_pattern", None)
     types = s.get("layers_block_type", None) or types
-    blocks = _blocks(types)
+    blocks = _blocks(types) if isinstance(types, list | str) else []
     if not blocks:
         s.fault(
             f"layers_block_type = {types} is not supported; it must list "
@@ -53,6 +56,8 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
         )
         blocks = [("mamba2", "none", 0)]
     heads, head_dim = s.whole("mamba_num_heads"), s.whole("mamba_head_dim")
+    s.only("attention_head_dim", None, s.whole("head_dim", 128))
+    s.only("num_query_groups", None, s.whole("num_key_value_heads", 8))
     return config_lib.Config(
         vocab_size=s.whole("vocab_size"),
         width=width,
@@ -96,6 +101,8 @@ def _blocks(types: Any) -> list[tuple[str, str, int]]:
     """Layers of ours: mixer, MLP, index of the mixer; none if impossible."""
     found: list[tuple[str, str, int]] = []
     for layer, kind in enumerate(types or ()):
+        if not isinstance(kind, str):
+            return []
         if kind in _MIXERS:
             found.append((_MIXERS[kind], "none", layer))
         elif kind in _MLPS and found and found[-1][1] == "none":
@@ -110,6 +117,7 @@ def tensors(
 ) -> None:
     """Their names and ours."""
     common.ends(t, config, "backbone.embeddings", "backbone.norm_f")
+    t.aside("mtp", common.MORE_TOKENS)
     types = s.get("layers_block_type") or s["hybrid_override_pattern"]
     blocks = _blocks(types)
     for layer, kind, block in t.layers(config, ""):

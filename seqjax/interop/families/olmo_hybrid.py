@@ -31,6 +31,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     heads = s.whole("num_attention_heads")
     s.only("hidden_act", "silu")
     s.only("attention_bias", False)
+    s.only("linear_use_gate", True)
     s.ignored("attention_dropout", *(f"linear_{name}" for name in _INITIAL))
     key_heads = s.whole("linear_num_key_heads", heads)
     key_dim = s.whole("linear_key_head_dim", int(0.75 * width / key_heads))
@@ -51,7 +52,8 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     head_dim = s.whole("head_dim", width // heads)
     # Without a base, as published, there are no positions.
     rotary: dict[str, Any] = {"rotary_base": None}
-    if (s.get("rope_parameters", None) or {}).get("rope_theta") is not None:
+    said = s.group("rope_parameters")
+    if said is not None and said.get("rope_theta", None) is not None:
         rotary = common.rotary(s, head_dim)
     s.only("rope_theta", None)
     layout = ""

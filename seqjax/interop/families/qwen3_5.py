@@ -16,6 +16,7 @@ _KINDS = {
 
 def config(s: settings_lib.Settings) -> config_lib.Config:
     """What the settings say."""
+    s.only("mlp_only_layers", [])
     return frame(s, s.whole("intermediate_size"))
 
 
@@ -31,7 +32,10 @@ def frame(
     head_dim = s.whole("head_dim", 256)
     s.only("hidden_act", "silu")
     s.only("attention_bias", False)
-    s.ignored("attention_dropout")
+    s.only("attn_output_gate", True)
+    s.only("use_sliding_window", False)
+    s.ignored("attention_dropout", "mamba_ssm_dtype")
+    s.ignored("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
     period = s.whole("full_attention_interval", 4)
     kinds = common.layer_types(s, _KINDS, common.every(depth, period))
     return config_lib.Config(
@@ -63,6 +67,7 @@ def tensors(
 ) -> None:
     """Their names and ours."""
     common.ends(t, config)
+    t.aside("mtp", common.MORE_TOKENS)
     for _, kind, block in t.layers(config, "model.layers.{}."):
         norms(block)
         if kind == "attention":

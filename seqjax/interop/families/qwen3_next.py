@@ -17,7 +17,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
         s.whole("num_hidden_layers"),
         s.whole("decoder_sparse_step", 1),
     )
-    dense = s.get("mlp_only_layers", None) or []
+    dense = s.places("mlp_only_layers", depth, [])
     s.ignored("output_router_logits", "router_aux_loss_coef")  # of the loss
     mlps = [
         "swiglu" if layer in dense or (layer + 1) % step else "moe"
@@ -39,6 +39,7 @@ def tensors(
 ) -> None:
     """Their names and ours."""
     common.ends(t, config)
+    t.aside("mtp", common.MORE_TOKENS)
     size = len(config.pattern)
     for layer, kind, block in t.layers(config, "model.layers.{}."):
         qwen3_5.norms(block)

@@ -21,7 +21,9 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     s.only("attention_bias", False)
     s.ignored("attention_dropout", "w_init_variance_scale")
     s.ignored("final_w_init_variance_scale")
-    types = s.get("block_types", ["recurrent", "recurrent", "attention"])
+    s.only("embeddings_scale_by_sqrt_dim", True)
+    types = s.get("_block_types", ["recurrent", "recurrent", "attention"])
+    types = s.get("block_types", types)
     names = {"recurrent": "rglru", "attention": "attention"}
     if not isinstance(types, list) or not types or not {*types} <= {*names}:
         s.fault(

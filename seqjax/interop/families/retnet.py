@@ -17,7 +17,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     s.only("use_output_gate", True)
     s.only("use_short_conv", False)
     s.ignored("conv_size")
-    keys, values = s.number("expand_k", 1.0), s.number("expand_v", 2.0)
+    keys, values = s.positive("expand_k", 1.0), s.positive("expand_v", 2.0)
     options = layers.RetNetOptions(
         head_dim=round(s.whole("hidden_size") * keys / heads),
         value_expand=values / keys,

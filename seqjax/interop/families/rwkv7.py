@@ -22,17 +22,23 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     """What the settings say."""
     width, depth = s.whole("hidden_size"), s.whole("num_hidden_layers")
     head_dim = s.whole("head_dim", 64)
-    heads = width // head_dim
-    s.only("num_heads", None, heads)
+    heads = max(width // head_dim, 1)
+    s.ignored("num_heads")  # head_dim goes before it, also where they differ
     values = s.get("value_dim", None) or width
     values = values if isinstance(values, list) else [values] * depth
-    if len(values) != depth or len(set(values)) > 1 or values[0] % heads:
+    if (
+        len(values) != depth
+        or values != values[:1] * depth
+        or type(values[0]) is not int
+        or values[0] % heads
+    ):
         s.fault(
             f"value_dim = {values} is not supported; it must be the same in "
             f"all {depth} layers and a multiple of {heads} heads"
         )
-    attn = s.get("attn", None)
-    if attn is not None and 0 in attn.get("layers", ()):
+        values = [width]
+    attn = s.group("attn")
+    if attn is not None and 0 in attn.places("layers", depth):
         s.fault(
             "attn.layers = [0, ...] is not supported; the first layer must be "
             "RWKV-7, since later ones take values from it"

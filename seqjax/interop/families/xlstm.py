@@ -9,11 +9,13 @@ from seqjax.interop import tables
 from seqjax.interop.families import common
 
 _HOW = (  # it is computed
+    "add_forward_backend_padding",
     "autocast_kernel_dtype",
     "chunk_size",
     "chunkwise_kernel",
     "inference_state_dtype",
     "max_inference_chunksize",
+    "mlstm_round_up_to_multiple_of",
     "mode",
     "norm_reduction_force_float32",
     "return_last_states",
@@ -24,11 +26,23 @@ _HOW = (  # it is computed
 
 def config(s: settings_lib.Settings) -> config_lib.Config:
     """What the settings say."""
-    width, depth = s.whole("hidden_size"), s.whole("num_hidden_layers")
+    # Published files have the second names alone.
+    sizes = []
+    for name, other in (
+        ("hidden_size", "embedding_dim"),
+        ("num_hidden_layers", "num_blocks"),
+    ):
+        said = s.get(name, None)
+        sizes.append(s.whole(other) if said is None else s.whole(name))
+        s.only(other, None, sizes[-1])
+    width, depth = sizes
     s.ignored(*_HOW)
-    s.only("embedding_dim", None, width)
-    s.only("num_blocks", None, depth)
-    s.only("add_out_norm", True)
+    s.ignored("igate_bias_init_range", "force_bos_token_insert", "head_dim")
+    for name in ("add_out_norm", "add_post_blocks_norm"):
+        s.only(name, True)
+    for name in ("add_embedding_dropout", "add_post_norm", "add_qk_norm"):
+        s.only(name, False)
+    s.only("cell_norm_eps", 1e-6)
     s.only("use_bias", False)
     s.only("weight_mode", "single")
     s.only("eps", 1e-6)
