@@ -1,6 +1,7 @@
 """Nonlinearities of channel mixers by name."""
 
 from collections.abc import Callable
+import math
 from typing import Literal, get_args
 
 import jax
@@ -35,7 +36,25 @@ def named(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
+    return x * _normal(x)
+
+
+@jax.custom_jvp
+def _normal(x: jax.Array) -> jax.Array:
+    """The distribution of a normal variable.
+
+    With a derivative of its own, since JAX 0.12 cannot differentiate erf inside
+    `jax.shard_map`.
+    """
+    return jax.lax.erfc(-x * math.sqrt(0.5)) / 2
+
+
+@_normal.defjvp
+def _normal_slope(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (t,) = primals, tangents
+    return _normal(x), t * jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
 def _squared_relu(x: jax.Array) -> jax.Array:

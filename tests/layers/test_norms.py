@@ -1,10 +1,13 @@
 """Norms against numpy, in both orders of norm and gate."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqjax import layers
+from seqjax.layers import activations
 
 
 def _rms(x):
@@ -68,6 +71,33 @@ def test_swiglu():
     np.testing.assert_allclose(
         mlp.apply(params, x), hidden @ kernels["down"], rtol=2e-5, atol=1e-6
     )
+
+
+def test_gelu_and_its_slope_inside_shard_map():
+    gelu = activations.named("gelu")
+    mesh = jax.make_mesh(
+        (2,), ("seq",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+
+    def slope(x):
+        return jax.grad(lambda x: jnp.sum(gelu(x)))(x)
+
+    x = np.linspace(-6, 6, 26, dtype=np.float32)
+    split = jax.P("seq")
+    found = jax.jit(
+        jax.shard_map(
+            lambda x: (gelu(x), slope(x), jax.jvp(slope, (x,), (x,))[1]),
+            mesh=mesh,
+            in_specs=split,
+            out_specs=split,
+        )
+    )(x)
+    x = np.float64(x)
+    below = np.vectorize(math.erfc)(-x / math.sqrt(2)) / 2
+    density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    expected = x * below, below + x * density, x * (2 - x * x) * density
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_rotation_depends_on_distance_alone():

@@ -111,11 +111,15 @@ def test_nothing_of_full_length_is_gathered():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", models.LanguageModelConfig.pattern_names())
+@pytest.mark.parametrize(
+    "name", [*models.LanguageModelConfig.pattern_names(), "shared_block"]
+)
 @jax.enable_x64(True)
 def test_every_mixer(name):
     """Loss and gradients, also of learned first states, in double."""
     changes = {"mlps": ("rwkv_channels",)} if name.startswith("rwkv") else {}
+    if name == "shared_block":
+        name, changes = "simple_gla", {"shared_blocks": (0,)}
     config = sharded.get_config(
         (name,),
         (1, 1, 2),
