@@ -89,7 +89,8 @@ def prompts_of(flag_values: Any) -> list[str]:
     """The prompts that the command line gives."""
     found = list(flag_values.prompt)
     if flag_values.prompts is not None:
-        found += pathlib.Path(flag_values.prompts).read_text().splitlines()
+        text = pathlib.Path(flag_values.prompts).read_text("utf-8")
+        found += text.removesuffix("\n").split("\n")
     if not found:
         raise ValueError("give --prompt=TEXT, or --prompts=FILE with lines")
     return found
@@ -132,7 +133,12 @@ def describe(opened: opened_lib.Opened, batch: int, capacity: int) -> None:
         )
 
 
-def generate(opened: opened_lib.Opened, rows: Rows, codec: texts.Codec) -> None:
+def generate(
+    opened: opened_lib.Opened,
+    rows: Rows,
+    codec: texts.Codec,
+    sampler: generation.Sampler,
+) -> None:
     """Continues all prompts and prints the texts."""
     model, params = opened.model, opened.params
     batch, length = rows.tokens.shape
@@ -140,9 +146,17 @@ def generate(opened: opened_lib.Opened, rows: Rows, codec: texts.Codec) -> None:
     capacity = length + calls * FLAGS.every
     if FLAGS.verbose:
         describe(opened, batch, capacity)
-    sampler = generation.Sampler(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p)
+    last = int((rows.segment_ids >= 0).sum(axis=1).max()) + FLAGS.max_new_tokens
+    if opened.longest is not None and last > opened.longest:
+        say(
+            f"the text may have {last} tokens, but the model was made for "
+            f"{opened.longest} (max_position_embeddings)"
+        )
     stop_tokens = () if FLAGS.ignore_eos else opened.stop_tokens
-    streams = [texts.Stream(codec.decoder(), FLAGS.stop) for _ in rows.tokens]
+    streams = [
+        texts.Stream(codec.decoder(row[shown].tolist()), FLAGS.stop)
+        for row, shown in zip(rows.tokens, rows.segment_ids >= 0, strict=True)
+    ]
     clock = Clock()
     state = generation.prefill(
         model,
@@ -215,10 +229,17 @@ def main(argv: list[str]) -> None:
         if FLAGS.checkpoint is None:
             raise ValueError("--checkpoint=DIR names the folder of a model")
         prompts = prompts_of(FLAGS)
+        if "" in FLAGS.stop:
+            raise ValueError("--stop must be a string that is not empty")
+        # What can be wrong is found before a model is loaded.
+        sampler = generation.Sampler(
+            FLAGS.temperature, FLAGS.top_k, FLAGS.top_p
+        )
         opened = opened_lib.open_folder(FLAGS.checkpoint, FLAGS.dtype)
         codec = texts.codec(FLAGS.tokens, opened.folder, opened.bytes)
         rows = [codec.encode(prompt) for prompt in prompts]
-        generate(opened, pad(rows, opened.model.config.vocab_size), codec)
+        padded = pad(rows, opened.model.config.vocab_size)
+        generate(opened, padded, codec, sampler)
     except (ValueError, OSError) as error:
         sys.exit(training_flags.tell(str(error)))
 

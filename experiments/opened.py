@@ -10,6 +10,7 @@ import jax
 
 from seqjax import interop
 from seqjax import models
+from seqjax.interop import loading
 from seqjax.parallel import sharding
 from seqjax.training import binding
 from seqjax.training import checkpoints
@@ -26,6 +27,7 @@ class Opened(NamedTuple):
       folder: where it lies.
       stop_tokens: those that end a text.
       bytes: whether its tokens are known to be bytes.
+      longest: tokens of the longest text that it was made for; None: unknown.
     """
 
     model: models.LanguageModel
@@ -33,6 +35,7 @@ class Opened(NamedTuple):
     folder: pathlib.Path
     stop_tokens: tuple[int, ...]
     bytes: bool
+    longest: int | None = None
 
 
 def open_folder(path: str, dtype: str | None) -> Opened:
@@ -47,19 +50,41 @@ def open_folder(path: str, dtype: str | None) -> Opened:
     Raises:
       ValueError: it cannot be read, with the reason.
     """
+    if dtype is not None:
+        loading.checked_dtype(dtype)
     folder = pathlib.Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
         return _run(folder, dtype)
     model, params = interop.load(path, dtype=dtype)
     assert isinstance(model.config, interop.Config)
-    said = json.loads(model.config.source).get("eos_token_id")
-    ends = said if isinstance(said, list) else [said]
-    stops = tuple(
-        end
-        for end in ends
-        if type(end) is int and 0 <= end < model.config.vocab_size
+    source, folder = json.loads(model.config.source), interop.folder(path)
+    longest = source.get("max_position_embeddings")
+    return Opened(
+        model,
+        params,
+        folder,
+        _stops(source, folder, model.config.vocab_size),
+        False,
+        longest if type(longest) is int else None,
     )
-    return Opened(model, params, interop.folder(path), stops, False)
+
+
+def _stops(
+    source: dict[str, Any], folder: pathlib.Path, vocab_size: int
+) -> tuple[int, ...]:
+    """Tokens that end a text, as config.json or generation_config.json says."""
+    said, path = [source], folder / "generation_config.json"
+    if path.is_file():
+        try:
+            said.append(dict(json.loads(path.read_text("utf-8"))))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    ends: list[Any] = []
+    for one in said:
+        end = one.get("eos_token_id")
+        ends += end if isinstance(end, list) else [end]
+    real = (end for end in ends if type(end) is int and 0 <= end < vocab_size)
+    return tuple(dict.fromkeys(real))
 
 
 def _run(folder: pathlib.Path, dtype: str | None) -> Opened:

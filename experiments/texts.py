@@ -9,6 +9,10 @@ import numpy as np
 
 from seqjax.data import bytes_tokenizer
 
+# Tokens of a prompt that the text after it may depend on.
+_SEEN = 8
+# Tokens that may share a character: one for each of its bytes.
+_MOST_OF_ONE = 4
 KINDS = ("auto", "tokenizer", "bytes", "ids")
 
 
@@ -19,8 +23,8 @@ class Codec(Protocol):
         """Tokens of a text."""
         ...
 
-    def decoder(self) -> "Decoder":
-        """Makes text of one row."""
+    def decoder(self, prompt: Sequence[int] = ()) -> "Decoder":
+        """Makes text of one row, which goes on from a prompt."""
         ...
 
 
@@ -39,8 +43,9 @@ class Bytes:
         """Tokens of a text."""
         return bytes_tokenizer.encode(text).tolist()
 
-    def decoder(self) -> "BytesDecoder":
+    def decoder(self, prompt: Sequence[int] = ()) -> "BytesDecoder":
         """Makes text of one row."""
+        del prompt
         return BytesDecoder()
 
 
@@ -70,8 +75,9 @@ class Ids:
                 "--tokens names another way to read it"
             ) from None
 
-    def decoder(self) -> "IdsDecoder":
+    def decoder(self, prompt: Sequence[int] = ()) -> "IdsDecoder":
         """Makes text of one row."""
+        del prompt
         return IdsDecoder()
 
 
@@ -107,28 +113,29 @@ class Tokenizer:
         """Tokens of a text, with the special ones that the model expects."""
         return self._inner.encode(text).ids
 
-    def decoder(self) -> "TokenizerDecoder":
+    def decoder(self, prompt: Sequence[int] = ()) -> "TokenizerDecoder":
         """Makes text of one row."""
-        return TokenizerDecoder(self._inner)
+        return TokenizerDecoder(self._inner, prompt)
 
 
 class TokenizerDecoder:
     """Decodes a few tokens together, since they may share a character.
 
-    A token's text depends on the one before it (spaces), so what was made last
-    is decoded again and cut off.
+    A token's text depends on the one before it (spaces), so what was made last,
+    at first the end of the prompt, is decoded again and cut off.
     """
 
-    def __init__(self, inner: Any):
-        self._inner, self._tokens = inner, []
-        self._start = self._done = 0
+    def __init__(self, inner: Any, prompt: Sequence[int] = ()):
+        self._inner, self._tokens = inner, [*prompt[-_SEEN:]]
+        self._start, self._done = 0, len(self._tokens)
 
     def feed(self, tokens: Sequence[int], last: bool) -> str:
         """The next piece of text."""
+        held = len(self._tokens) - self._done
         self._tokens += [int(token) for token in tokens]
         before = self._inner.decode(self._tokens[self._start : self._done])
         text = self._inner.decode(self._tokens[self._start :])
-        if text.endswith("\ufffd") and not last:
+        if text.endswith("\ufffd") and held < _MOST_OF_ONE and not last:
             return ""  # a character that is not whole
         self._start, self._done = self._done, len(self._tokens)
         return text[len(before) :]

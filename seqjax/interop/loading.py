@@ -113,6 +113,23 @@ def load(
     return models.LanguageModel(config), {"params": tree}
 
 
+def checked_dtype(dtype: Any) -> np.dtype:
+    """A dtype that parameters may have.
+
+    Raises:
+      ValueError: it is no dtype, or not one to compute with.
+    """
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        raise ValueError(
+            f"dtype must be one of {DTYPES} or None, got {dtype!r}"
+        )
+    return found
+
+
 def _plan(
     folder: pathlib.Path, entries: dict[str, safetensors.Entry]
 ) -> checkpoint.Plan:
@@ -141,11 +158,7 @@ def _dtypes(
 ) -> dict[str, np.dtype]:
     """The dtype of each parameter of ours."""
     if dtype is not None:
-        dtype = np.dtype(dtype)
-        if dtype.name not in DTYPES:
-            raise ValueError(
-                f"dtype must be one of {DTYPES} or None, got {dtype.name!r}"
-            )
+        dtype = checked_dtype(dtype)
     found: dict[str, np.dtype] = {}
     for link in links:
         stored = dtype

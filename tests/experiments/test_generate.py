@@ -1,5 +1,6 @@
 """The generation command: prompts, streams, stop strings, what it refuses."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from experiments import generate
 from experiments import opened
 from experiments import texts
 from tests import _tree
+from tests.interop import changed
 
 MODELS = "tests/golden/models"
 GLA = f"{MODELS}/gla"
@@ -72,12 +74,17 @@ def test_one_message_for_bad_input():
     out, messages = run(f"--checkpoint={GLA}", "--prompt=x", code=2)
     assert out == "" and messages.count("error: ") == 1
     assert "has no tokenizer.json; pass --tokens=bytes" in messages
+    options = "--prompt=1", "--tokens=ids", "--stop="
+    _, messages = run(f"--checkpoint={GLA}", *options, code=2)
+    assert messages == "error: --stop must be a string that is not empty\n"
 
 
 def test_other_bad_input(tmp_path):
     nothing = types.SimpleNamespace(prompt=[], prompts=None)
     with pytest.raises(ValueError, match="give --prompt=TEXT, or --prompts"):
         generate.prompts_of(nothing)
+    with pytest.raises(ValueError, match="dtype must be one of.*'float8'"):
+        opened.open_folder(str(tmp_path), "float8")
     with pytest.raises(ValueError, match="must hold model.safetensors"):
         opened.open_folder(str(tmp_path), None)
     with pytest.raises(ValueError, match="prompt 1 has token 97, but the"):
@@ -144,3 +151,29 @@ def test_tokens_that_share_a_character():
     out = [decoder.feed([t], i == 5) for i, t in enumerate(tokens)]
     assert "".join(out) == Merged().decode(tokens) == "abü c c"
     assert out[2] == ""
+
+
+def test_text_goes_on_from_the_prompt():
+    decoder = texts.TokenizerDecoder(Merged(), [2, 3])
+    assert decoder.feed([4], False) == " c"  # and not "c"
+    # What is no character at all is not waited for.
+    out = [decoder.feed([0], False) for _ in range(9)]
+    assert out[3] == "" and "\ufffd" in "".join(out)
+
+
+def test_prompts_of_a_file(tmp_path):
+    path = tmp_path / "prompts"
+    path.write_bytes("ü\u2028b\n\nc\n".encode())
+    given = types.SimpleNamespace(prompt=["a"], prompts=str(path))
+    assert generate.prompts_of(given) == ["a", "ü\u2028b", "", "c"]
+
+
+def test_tokens_that_end_a_text(tmp_path):
+    folder = changed.copy(tmp_path, eos_token_id=2, max_position_embeddings=7)
+    said = {"eos_token_id": [3, 2, 97, None]}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    found = opened.open_folder(str(folder), None)
+    assert found.stop_tokens == (2, 3) and found.longest == 7
+    (folder / "generation_config.json").write_text("[")
+    with pytest.raises(ValueError, match="generation_config.json is damaged"):
+        opened.open_folder(str(folder), None)

@@ -117,7 +117,8 @@ class TestRefusals:
         assert "must hold config.json" in refusal(folder)
 
     def test_dtypes(self, tmp_path):
-        assert "dtype must be one of" in refusal(GLA, dtype="int8")
+        for wrong in ("int8", "float8", "half-wit", 3):
+            assert "dtype must be one of" in refusal(GLA, dtype=wrong)
         folder = changed.copy(tmp_path)
 
         def widen(arrays):
