@@ -16,7 +16,8 @@ from seqjax.interop import tables
 from seqjax.interop.families import common
 from seqjax.interop.families import state_space
 
-_NAMES = {"mamba": "mamba", "linear_attention": "mamba", "hybrid": "hybrid"}
+_NAME = "shared_transf"
+_TYPES = {"mamba": "mamba", "linear_attention": "mamba", "hybrid": "hybrid"}
 
 
 def config(s: settings_lib.Settings) -> config_lib.Config:
@@ -25,7 +26,7 @@ def config(s: settings_lib.Settings) -> config_lib.Config:
     s.only("hidden_mamba_act", "silu")
     state_space.ignore(s, "time_step_min")
     period = s.whole("attn_layer_period", 6)
-    offset = s.get("attn_layer_offset", 4)
+    offset = s.count("attn_layer_offset", 4)
     later = ["mamba", "hybrid"]
     types = ["mamba", "mamba", "hybrid"]
     types += [later[i % period == offset] for i in range(depth - 3)]
@@ -85,16 +86,16 @@ def places(
       mixer: of all layers.
       blocks: how many there are; the hybrid layers take turns.
     """
-    types = common.layer_types(s, _NAMES, default, "layers_block_type")
-    uses = [i for i, name in enumerate(types) if name == "hybrid"]
-    if len(uses) < blocks:
+    types = common.layer_types(s, _TYPES, default, "layers_block_type")
+    hybrid = [i for i, name in enumerate(types) if name == "hybrid"]
+    if len(hybrid) < blocks:
         s.fault(
-            f"layers_block_type with {len(uses)} hybrid layers is not "
+            f"layers_block_type with {len(hybrid)} hybrid layers is not "
             f"supported; there must be at least one for each of {blocks} "
             "shared blocks"
         )
     shared: list[int | None] = [None] * len(types)
-    for count, layer in enumerate(uses):
+    for count, layer in enumerate(hybrid):
         shared[layer] = count % blocks
     found, repeats = patterns.shortest(shared)
     return {
@@ -105,11 +106,38 @@ def places(
     }
 
 
-def first_uses(config: config_lib.Config) -> list[int]:
-    """The layer that holds each of the shared blocks in the file."""
-    places = range(len(config.pattern))
-    found = [config.shared(place) for place in places]
-    return [found.index(index) for index in config.shared_uses()]
+def holders(config: config_lib.Config, name: str) -> list[str]:
+    """For each shared block its prefix in the layer that the file has it in."""
+    found = uses(config)
+    return [
+        f"model.layers.{found.index(index)}.{name}."
+        for index in config.shared_uses()
+    ]
+
+
+def uses(config: config_lib.Config) -> list[int | None]:
+    """The shared block of each layer."""
+    size = len(config.pattern)
+    return [config.shared(layer % size) for layer in range(config.depth)]
+
+
+def twins(
+    t: tables.Table, config: config_lib.Config, name: str, holders: list[str]
+) -> None:
+    """Files may have a block again in each of its layers."""
+    for layer, index in enumerate(uses(config)):
+        if index is None:
+            continue
+        again, holder = f"model.layers.{layer}.{name}.", holders[index]
+        held = {
+            link.theirs.removeprefix(holder)
+            for link in t.links
+            if again != holder
+            and link.theirs
+            and link.theirs.startswith(holder)
+        }
+        for tensor in sorted(held):
+            t.twin(f"{again}{tensor}", f"{holder}{tensor}")
 
 
 def tensors(
@@ -117,12 +145,12 @@ def tensors(
 ) -> None:
     """Their names and ours."""
     common.ends(t, config, norm="model.final_layernorm")
-    for index, layer in enumerate(first_uses(config)):
-        shared = t.under(
-            f"shared_{index}/", f"model.layers.{layer}.shared_transf."
-        )
+    found = holders(config, _NAME)
+    for index, holder in enumerate(found):
+        shared = t.under(f"shared_{index}/", holder)
         norms_and_attention(shared)
         common.swiglu(shared, "mlp", "feed_forward")
+    twins(t, config, _NAME, found)
     for mixer in mixers(t, config):
         _mamba(mixer, config.mamba)
 

@@ -14,6 +14,7 @@ from seqjax.interop.families import common
 from seqjax.interop.families import state_space
 from seqjax.interop.families import zamba
 
+_NAME = "shared_transformer"
 _HEADS = {"query": "q", "key": "k", "value": "v"}
 # Where the hybrid layers stand if that is not said.
 _TYPES = (
@@ -82,10 +83,7 @@ def tensors(
 ) -> None:
     """Their names and ours."""
     common.ends(t, config, norm="model.final_layernorm")
-    holders = [
-        f"model.layers.{layer}.shared_transformer."
-        for layer in zamba.first_uses(config)
-    ]
+    holders = zamba.holders(config, _NAME)
     for index, holder in enumerate(holders):
         shared = t.under(f"shared_{index}/", holder)
         zamba.norms_and_attention(shared)
@@ -102,12 +100,13 @@ def tensors(
         mlp.linear("down", "down_proj")
     for mixer in zamba.mixers(t, config):
         state_space.mamba2(mixer, config.mamba2)
-    use = 0
+    use, uses = 0, zamba.uses(config)
     for layer, _, block in t.layers(config, ""):
-        index = config.shared(layer % len(config.pattern))
+        index = uses[layer]
         if index is not None:
             _adapters(block.under("shared/", holders[index]), config, use)
             use += 1
+    zamba.twins(t, config, _NAME, holders)
 
 
 def _adapters(t: tables.Table, config: config_lib.Config, use: int) -> None:
