@@ -47,7 +47,10 @@ def read_config(folder: pathlib.Path) -> str:
             f"{folder} must hold config.json; it holds "
             f"{sorted(p.name for p in folder.iterdir())}"
         )
-    return path.read_text()
+    try:
+        return path.read_text("utf-8")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def plan(
@@ -65,11 +68,15 @@ def plan(
     Raises:
       ValueError: an unknown architecture, or options that are not supported.
     """
-    values, within = text_model(json.loads(source))
+    try:
+        values = json.loads(source)
+    except ValueError as error:
+        raise ValueError(f"config.json is damaged: {error}") from error
+    values, within = text_model(values)
     if within is not None:
         source = json.dumps(values, indent=2, sort_keys=True) + "\n"
     kind = values.get("model_type")
-    if kind not in families.BY_TYPE:
+    if not isinstance(kind, str) or kind not in families.BY_TYPE:
         raise ValueError(
             f"config.json names model_type {kind!r} (architectures "
             f"{values.get('architectures')}), which is not supported; "
@@ -116,7 +123,7 @@ def text_model(values: Any) -> tuple[dict[str, Any], str | None]:
     if not isinstance(values, dict):
         raise ValueError(f"config.json must hold an object, got {values!r:.80}")
     kind = values.get("model_type")
-    if kind not in _WITHIN:
+    if not isinstance(kind, str) or kind not in _WITHIN:
         return values, None
     group = _WITHIN[kind][0]
     if not isinstance(values.get(group), dict):

@@ -67,14 +67,19 @@ def entries(folder: pathlib.Path) -> dict[str, Entry]:
                 f"names; it holds {sorted(p.name for p in folder.iterdir())}"
             )
         return _header(folder / SINGLE)
-    places = json.loads(index.read_text())["weight_map"]
+    places = _places(index)
     files = sorted(set(places.values()))
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{index} names files that are not there: {missing}")
-    found = {}
+    found, faults = {}, []
     for name in files:
-        found |= _header(folder / name)
+        try:
+            found |= _header(folder / name)
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(faults))
     wrong = sorted(
         name
         for name in places.keys() | found.keys()
@@ -119,39 +124,91 @@ def aligned(size: int) -> np.ndarray:
 
 
 def _header(path: pathlib.Path) -> dict[str, Entry]:
-    size = path.stat().st_size
+    whole = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MOST_HEADER):
+        if whole < 8 or length > min(whole - 8, _MOST_HEADER):
             raise ValueError(
-                f"{path} is no safetensors file, or cut off: {size} bytes"
+                f"{path} is no safetensors file, or cut off: {whole} bytes"
             )
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise ValueError(f"{path} has a damaged header: {error}") from error
+        header = _object(path, file.read(length))
     header.pop("__metadata__", None)
-    found, faults = {}, []
+    start = 8 + length
+    found, faults, spans = {}, [], []
     for name, said in header.items():
-        dtype = DTYPES.get(said["dtype"])
-        if dtype is None:
-            faults.append(f"{name} has dtype {said['dtype']}")
+        entry = _entry(path, said, start)
+        if entry is None:
+            faults.append(f"{name} is {said}")
             continue
-        start, stop = said["data_offsets"]
-        count = math.prod(said["shape"])
-        if stop - start != count * dtype.itemsize or 8 + length + stop > size:
-            faults.append(
-                f"{name}, {said['dtype']} {said['shape']}, cannot lie at bytes "
-                f"{start} to {stop} of {size - 8 - length}"
-            )
-        shape = tuple(said["shape"])
-        found[name] = Entry(path, dtype, shape, 8 + length + start)
+        found[name] = entry
+        if math.prod(entry.shape):
+            spans.append((entry.start, entry.start + size(entry), name))
+    # One after the other, from the first byte to the last.
+    end = start
+    for first, last, name in sorted(spans):
+        if first != end:
+            faults.append(f"{name} begins at byte {first}, not at {end}")
+        end = last
+    if end != whole and not faults:
+        faults.append(f"the tensors end at byte {end}, the file at {whole}")
     if faults:
         raise ValueError(
             f"{path} cannot be read; dtypes are {list(DTYPES)}:\n  "
             + "\n  ".join(faults)
         )
     return found
+
+
+def _entry(path: pathlib.Path, said: Any, start: int) -> Entry | None:
+    """What a header says of a tensor; None where it makes no sense."""
+    if not isinstance(said, dict) or not {"shape", "data_offsets"} <= {*said}:
+        return None
+    shape, offsets = said["shape"], said["data_offsets"]
+    dtype = DTYPES.get(str(said.get("dtype")))
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(
+            type(number) is int and number >= 0 for number in numbers
+        ):
+            return None
+    if dtype is None or len(offsets) != 2:
+        return None
+    if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        return None
+    return Entry(path, dtype, tuple(shape), start + offsets[0])
+
+
+def _places(index: pathlib.Path) -> dict[str, str]:
+    """Which file each tensor lies in."""
+    places = _object(index, index.read_bytes()).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(name, str) and pathlib.PurePath(name).name == name
+        for name in places.values()
+    ):
+        raise ValueError(
+            f"{index} must hold weight_map, from names of tensors to names of "
+            "files in its folder"
+        )
+    return places
+
+
+def _object(path: pathlib.Path, text: bytes) -> dict[str, Any]:
+    """A JSON object that says no name twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise ValueError(f"{twice} are there twice")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: no object")
+    return value
 
 
 class Planned(NamedTuple):

@@ -105,16 +105,68 @@ class TestRefusals:
         path = folder / safetensors.SINGLE
         data = path.read_bytes()
         path.write_bytes(data[:-8])
-        assert "model.norm.weight, F32 [32], cannot lie" in refusal(folder)
+        assert "the tensors end at byte" in refusal(folder)
         path.write_bytes(data[:100])
         assert "no safetensors file, or cut off: 100 bytes" in refusal(folder)
         path.write_bytes(data[:8] + b"x" + data[9:])
-        assert "damaged header" in refusal(folder)
+        assert "model.safetensors is damaged" in refusal(folder)
         path.unlink()
         assert "must hold model.safetensors" in refusal(folder)
         (folder / "config.json").unlink()
         path.write_bytes(data)
         assert "must hold config.json" in refusal(folder)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"data_offsets": [-128, 0]}, "model.norm.weight is {"),
+            ({"data_offsets": [0, 128]}, "begins at byte"),
+            ({"data_offsets": None}, "model.norm.weight is {"),
+            ({"shape": [-4, -8]}, "model.norm.weight is {"),
+            ({"dtype": "F4"}, "dtypes are ['F64', 'F32'"),
+            ([1], "model.norm.weight is [1]"),
+            ("twice", "['model.norm.weight'] are there twice"),
+        ],
+    )
+    def test_headers(self, change, said, tmp_path):
+        folder = changed.copy(tmp_path)
+        path, name = folder / safetensors.SINGLE, "model.norm.weight"
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        if isinstance(change, dict):
+            header[name] |= change
+        text = json.dumps(header | ({name: [1]} if change == [1] else {}))
+        if change == "twice":
+            text = text[:-1] + f', "{name}": {json.dumps(header[name])}}}'
+        size = len(text).to_bytes(8, "little")
+        path.write_bytes(size + text.encode() + data[8 + length :])
+        assert said in refusal(folder)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{",
+            "[]",
+            "{}",
+            '{"weight_map": {"a": 3}}',
+            '{"weight_map": ["../a"]}',
+        ],
+    )
+    def test_indices(self, text, tmp_path):
+        folder = changed.copy(tmp_path)
+        (folder / safetensors.INDEX).write_text(text)
+        said = refusal(folder)
+        assert "index.json is damaged" in said or "must hold weight_map" in said
+
+    @pytest.mark.parametrize(
+        "text", ["{", "[]", '{"model_type": [1]}', "\udcff"]
+    )
+    def test_configs(self, text, tmp_path):
+        folder = changed.copy(tmp_path)
+        data = text.encode(errors="surrogateescape")
+        (folder / "config.json").write_bytes(data)
+        assert "config.json" in refusal(folder)
 
     def test_dtypes(self, tmp_path):
         for wrong in ("int8", "float8", "half-wit", 3):
