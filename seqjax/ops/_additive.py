@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import recurrence
+from seqjax.ops import _additive_triton
 from seqjax.ops import _channel_chunk
 from seqjax.ops import _channel_forms
 from seqjax.ops import _contract
@@ -57,7 +58,7 @@ def additive(
       (y [B, T, H, V], state [B, H, K, V]), both in `dtype`.
     """
     batch, length, heads, value = v.shape
-    form, chunk_size = _contract.choose_form(
+    form, _ = _contract.choose_form(
         op,
         options,
         length=length,
@@ -85,11 +86,18 @@ def additive(
         axis_name,
     )
     precision = _contract.precision(q, k, v)
-    run = _dispatch.choose(op, options.implementation, form=form, **inputs)
+    # Kernels choose their own chunk where none is asked for.
+    run = _dispatch.choose(
+        op,
+        options.implementation,
+        form=form,
+        chunk_size=options.chunk_size,
+        **inputs,
+    )
     local = functools.partial(
         run,
         form=form,
-        chunk_size=chunk_size,
+        chunk_size=options.chunk_size,
         scale=scale,
         dtype=dtype,
         precision=precision,
@@ -194,6 +202,7 @@ def run_xla(
     decay_gradient=True,
 ):
     """The additive rule in plain JAX; the reference of any kernel."""
+    chunk_size = chunk_size or DEFAULT_CHUNK
     if v.size == 0:
         return jnp.zeros(v.shape, dtype), initial
     if log_decay is not None and log_decay.ndim == 4 and form == "chunk":
@@ -283,7 +292,12 @@ def _of_tokens(log_decay, shape):
 
 def register(op: str) -> None:
     """Gives `op` its row of implementations."""
-    _dispatch.IMPLEMENTATIONS[op] = {"xla": _dispatch.Implementation(run_xla)}
+    _dispatch.IMPLEMENTATIONS[op] = {
+        "triton": _dispatch.Implementation(
+            _additive_triton.run, _additive_triton.refuses
+        ),
+        "xla": _dispatch.Implementation(run_xla),
+    }
 
 
 def check_heads(op, q, k, v, initial_state, segment_ids, *, query="q"):

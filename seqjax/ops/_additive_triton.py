@@ -1,0 +1,130 @@
+"""The additive rule as GPU kernels, with the derivative of the chunk form.
+
+Residuals are those of the chunk form: the inputs, and one state a chunk, here
+in the dtype in which products read it.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax_kernels import batching
+from seqjax_kernels import launch
+from seqjax_kernels.decay import scalar
+
+_WIDEST = 256  # keys and values of a head
+
+
+class Plan(NamedTuple):
+    """Static choices (hashable)."""
+
+    chunk_size: int | None
+    scale: float
+    decay_gradient: bool
+
+
+def run(
+    q,
+    k,
+    v,
+    log_decay,
+    starts,
+    initial,
+    *,
+    form,
+    chunk_size,
+    scale,
+    dtype,
+    precision,
+    decay_gradient=True,
+):
+    """The additive rule by kernels; arguments of the form in plain JAX."""
+    del form, precision  # chunk; the kernels settle theirs by the dtypes
+    plan = Plan(chunk_size, float(scale), decay_gradient)
+    made: Any = _additive(plan, q, k, v, log_decay, starts, initial)
+    y, state = made
+    return y.astype(dtype), state
+
+
+def refuses(
+    platform,
+    *,
+    form,
+    chunk_size,
+    q,
+    k,
+    v,
+    log_decay,
+    segment_ids,
+    initial,
+):
+    """Why the kernels cannot run these arguments, or None."""
+    del platform, segment_ids  # launch knows which GPU is meant
+    if form != "chunk":
+        return f"has no form {form!r}, only 'chunk'"
+    if initial.dtype == jnp.float64:
+        return "takes no float64"
+    key, value = q.shape[-1], v.shape[-1]
+    if max(key, value) > _WIDEST:
+        return f"takes K and V up to {_WIDEST}, got K = {key}, V = {value}"
+    if q.size == 0 or v.size == 0:
+        return "takes no empty inputs"
+    if log_decay is not None and log_decay.ndim == 4:
+        return "takes no gates of key channels"
+    sizes = scalar.chunk_sizes(q, k, v)
+    if chunk_size is not None and chunk_size not in sizes:
+        accepted = ", ".join(str(size) for size in sizes)
+        return f"takes a chunk_size of {accepted} here, got {chunk_size}"
+    return launch.why_not()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _additive(plan, q, k, v, log_decay, starts, initial):
+    return _forward(plan, q, k, v, log_decay, starts, initial)[0]
+
+
+def _forward(plan, q, k, v, log_decay, starts, initial):
+    run = functools.partial(
+        scalar.forward, scale=plan.scale, chunk_size=plan.chunk_size
+    )
+    inputs = (q, k, v, log_decay, starts, initial)
+    leads = (True, True, True, _of_tokens(log_decay), True, True)
+    y, state, states = batching.fold(run, leads)(*inputs)
+    return (y, state), (q, k, v, log_decay, starts, states)
+
+
+def _backward(plan, residual, cotangents):
+    q, k, v, log_decay, starts, states = residual
+    y_bar, state_bar = cotangents
+    gate_gradient = plan.decay_gradient and log_decay is not None
+    backward = functools.partial(
+        scalar.backward,
+        scale=plan.scale,
+        gate_gradient=gate_gradient,
+        chunk_size=plan.chunk_size,
+    )
+
+    def run(*arrays):
+        return tuple(x for x in backward(*arrays) if x is not None)
+
+    inputs = (q, k, v, log_decay, starts, states, y_bar, state_bar)
+    leads = (True, True, True, _of_tokens(log_decay), True, True, True, True)
+    q_bar, k_bar, v_bar, *log_bar, initial_bar = batching.fold(run, leads)(
+        *inputs
+    )
+    log_bar = log_bar[0] if log_bar else None
+    if log_decay is not None:
+        if log_bar is None:
+            log_bar = jnp.zeros_like(log_decay)
+        elif not _of_tokens(log_decay):
+            log_bar = jnp.sum(log_bar, axis=(0, 1))
+    return q_bar, k_bar, v_bar, log_bar, None, initial_bar
+
+
+_additive.defvjp(_forward, _backward)
+
+
+def _of_tokens(log_decay):
+    return log_decay is None or log_decay.ndim > 1
