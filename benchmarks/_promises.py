@@ -1,9 +1,10 @@
 """What the exchange of states promises, and whether a program keeps it.
 
 Bytes a device receives in one direction, s those of the state, a those of the
-transition: P (s + a) forward and P s backward for "all_gather", L (s + a) in
-both for "prefix_scan" with L = ceil(log2 P) messages, (P - 1) s for "ring",
-which is P - 1 instructions of which a device takes part in one.
+transition and b those of the one that cotangents see: P (s + a) forward and P s
+backward for "all_gather", L (s + a) and L (s + b) for "prefix_scan" with
+L = ceil(log2 P) messages, (P - 1) s for "ring", which is P - 1 instructions of
+which a device takes part in one.  b is a, but where a running maximum is held.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,7 @@ _TRANSITION: dict[str, Callable[[_cases.Sizes], int]] = {
     "ssd": lambda n: 8 * n.heads,
     "selective_scan": lambda n: 8 * n.heads * n.value_dim * 16,
     "linear_recurrence": lambda n: 8 * n.heads * n.value_dim,
+    "gated_slot_attention": lambda n: 8 * n.heads * n.key_dim,
     "delta_rule": lambda n: 4 * n.heads * n.key_dim**2,
     "delta_rule_gated": lambda n: 4 * n.heads * n.key_dim**2,
     "delta_rule_channel": lambda n: 4 * n.heads * n.key_dim**2,
@@ -36,8 +38,25 @@ _TRANSITION: dict[str, Callable[[_cases.Sizes], int]] = {
     "comba": lambda n: 4 * n.heads * n.key_dim**2,
     "dplr_delta_rule": lambda n: 4 * n.heads * n.key_dim**2,
 }
+# Those with a running maximum: a, b, and what the exchanged state is larger by
+# than that which the operator returns.
+_STABILISED: dict[str, Callable[[_cases.Sizes], tuple[int, int, int]]] = {
+    "mlstm": lambda n: (12 * n.heads, 12 * n.heads, 0),
+    "rwkv4": lambda n: (
+        8 * n.heads * n.value_dim,
+        12 * n.heads * n.value_dim,
+        0,
+    ),
+    "lightnet_attention": lambda n: (
+        0,
+        12 * n.heads * n.key_dim,
+        4 * n.heads * n.key_dim,
+    ),
+}
 _DENSE = tuple(n for n in _TRANSITION if "delta" in n) + ("comba",)
-ADDITIVE = tuple(n for n in _TRANSITION if n not in _DENSE)
+ADDITIVE = (*(n for n in _TRANSITION if n not in _DENSE), *_STABILISED)
+# Their states have a level for each doubling of T.
+_LEVELS = ("log_linear_attention",)
 
 
 class Direction(NamedTuple):
@@ -60,10 +79,14 @@ def expected(
     name: str, method: str, sizes: _cases.Sizes, devices: int
 ) -> tuple[Direction, Direction] | None:
     """What the formula says forward and backward; None where there is none."""
-    if name not in _TRANSITION:
-        return None
     s = state_bytes(name, sizes)
-    a = sizes.batch * _TRANSITION[name](sizes)
+    if name in _STABILISED:
+        a, b, more = (sizes.batch * x for x in _STABILISED[name](sizes))
+        s += more
+    elif name in _TRANSITION:
+        a = b = sizes.batch * _TRANSITION[name](sizes)
+    else:
+        return None
     hops = math.ceil(math.log2(devices))
     if method == "all_gather":
         return (
@@ -72,8 +95,10 @@ def expected(
         )
     kind = "collective-permute"
     if method == "prefix_scan":
-        both = Direction(kind, hops, hops * (s + a))
-        return both, both
+        return (
+            Direction(kind, hops, hops * (s + a)),
+            Direction(kind, hops, hops * (s + b)),
+        )
     both = Direction(kind, devices - 1, (devices - 1) * s)
     return both, both
 
@@ -111,8 +136,10 @@ def faults(
     wanted = expected(name, method, sizes, devices)
     broken = []
     here, there = directions(seen["both"]), directions(seen["longer"])
-    moves_tokens = name == "softmax_attention" and method != "window"
-    if here != there and not moves_tokens:
+    grows = name in _LEVELS or (
+        name == "softmax_attention" and method != "window"
+    )
+    if here != there and not grows:
         broken.append(f"depends on T: {_said(here)}, longer {_said(there)}")
     if wanted is None:
         return broken

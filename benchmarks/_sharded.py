@@ -74,9 +74,9 @@ def is_timed(x: Any, sizes: _cases.Sizes) -> bool:
 
 
 def state(name: str, sizes: _cases.Sizes) -> Any:
-    """Shapes of the operator's state; they do not depend on T."""
-    short = inputs(name, sizes._replace(length=16))
-    return jax.eval_shape(lambda *x: _cases.CASES[name].run(*x)[1], *short)
+    """Shapes of the operator's state."""
+    given = inputs(name, sizes)
+    return jax.eval_shape(lambda *x: _cases.CASES[name].run(*x)[1], *given)
 
 
 def call(name: str, shape: Shape) -> tuple[Callable[..., Any], tuple[Any, ...]]:

@@ -50,6 +50,7 @@ class Settings(NamedTuple):
     devices: int = 8
     memory_tokens: int = 4096
     repeats: int = 5
+    counts: bool = True
     time: bool = True
     memory: bool = True
 
@@ -60,7 +61,8 @@ class Row(NamedTuple):
     Attributes:
       operator: a name of the case table.
       method: see ``_sharded.methods``.
-      forward: collectives of the values, by kind: number and bytes.
+      forward: collectives of the values, by kind: number and bytes; this and
+        the following are {} where nothing was counted.
       backward: those of the gradients.
       initial: what a differentiated initial state adds to both; {} for
         softmax attention, whose state is the tokens themselves.
@@ -88,12 +90,13 @@ def measure(name: str, settings: Settings) -> list[Row]:
     rows, calls = [], []
     for method in methods:
         shape = _sharded.Shape(settings.sizes, settings.devices, method, "both")
-        seen = _seen(name, shape)
+        seen = _seen(name, shape) if settings.counts else {"both": []}
         memory = _memory(name, shape, settings) if settings.memory else {}
-        faults = _promises.faults(
-            name, method, settings.sizes, settings.devices, seen
-        )
-        faults += _not_flat(name, method, memory)
+        faults = _not_flat(name, method, memory)
+        if settings.counts:
+            faults += _promises.faults(
+                name, method, settings.sizes, settings.devices, seen
+            )
         forward, backward = (
             _by_kind(part) for part in _promises.directions(seen["both"])
         )
@@ -209,7 +212,7 @@ def _cell(kinds: dict[str, tuple[int, int]]) -> str:
             f"{times} {_SHORT.get(kind, kind)} {_size(size)}"
             for kind, (times, size) in kinds.items()
         )
-        or "nothing"
+        or "-"
     )
 
 
@@ -310,6 +313,7 @@ def _define_flags() -> None:
         "memory_tokens", default.memory_tokens, "Of a device, for its memory."
     )
     flags.DEFINE_integer("repeats", default.repeats, "Measured runs of each.")
+    flags.DEFINE_bool("counts", default.counts, "Read what is sent.")
     flags.DEFINE_bool("time", default.time, "Run the programs too.")
     flags.DEFINE_bool("memory", default.memory, "On 2, 4, 8 devices too.")
     flags.DEFINE_string("json", None, "Where to write the table as JSON.")
@@ -332,6 +336,7 @@ def main(argv: Sequence[str]) -> None:
         devices=values.devices,
         memory_tokens=values.memory_tokens,
         repeats=values.repeats,
+        counts=values.counts,
         time=values.time,
         memory=values.memory,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,71 @@ def additive(
     Returns:
       (y [B, T, H, V], state [B, H, K, V]), both in `dtype`.
     """
+    prepared = prepare(
+        op,
+        q,
+        k,
+        v,
+        log_decay,
+        scale=scale,
+        initial=initial,
+        options=options,
+        dtype=dtype,
+        decay_gradient=decay_gradient,
+        read_before=read_before,
+    )
+    if options.axis_name is not None:
+        return sequence.shard_additive(
+            prepared.local,
+            **prepared.inputs,
+            scale=scale,
+            precision=prepared.precision,
+            axis_name=options.axis_name,
+            exchange=options.exchange,
+            read_before=read_before,
+        )
+    return prepared.run()
+
+
+class Prepared(NamedTuple):
+    """The additive rule on checked and aligned inputs.
+
+    Attributes:
+      local: `(q, k, v, log_decay, starts, initial) -> (y, state)`, the rule on
+        one device.
+      inputs: its inputs but `starts`, and `segment_ids`; padding is masked out.
+      precision: of products of q, k and v.
+    """
+
+    local: Callable
+    inputs: dict[str, Any]
+    precision: jax.lax.Precision
+
+    def run(self) -> tuple[jax.Array, jax.Array]:
+        """(y, state) of one device."""
+        inputs = dict(self.inputs)
+        segment_ids = inputs.pop("segment_ids")
+        starts = None
+        if segment_ids is not None:
+            starts = recurrence.segment_starts(segment_ids)
+        return self.local(**inputs, starts=starts)
+
+
+def prepare(
+    op: str,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None,
+    *,
+    scale: float,
+    initial: jax.Array | None,
+    options: _contract.Options,
+    dtype,
+    decay_gradient: bool = True,
+    read_before: bool = False,
+) -> Prepared:
+    """Chooses form and implementation; all as of `additive`."""
     batch, length, heads, value = v.shape
     form, _ = _contract.choose_form(
         op,
@@ -105,28 +171,7 @@ def additive(
     )
     if read_before:
         local = _reading_before(local)
-    if axis_name is not None:
-        return sequence.shard_additive(
-            local,
-            **inputs,
-            scale=scale,
-            precision=precision,
-            axis_name=axis_name,
-            exchange=options.exchange,
-            read_before=read_before,
-        )
-    segment_ids = inputs.pop("segment_ids")
-    starts = None
-    if segment_ids is not None:
-        starts = recurrence.segment_starts(segment_ids)
-    return local(
-        inputs["q"],
-        inputs["k"],
-        inputs["v"],
-        inputs["log_decay"],
-        starts,
-        inputs["initial"],
-    )
+    return Prepared(local, inputs, precision)
 
 
 def gated(

@@ -19,9 +19,13 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from seqjax import recurrence
 from seqjax.ops import _additive
 from seqjax.ops import _contract
+from seqjax.parallel import sequence
+from seqjax.parallel import shard_decays
 
 _OP = "gated_slot_attention"
 _additive.register(_OP)
@@ -112,11 +116,31 @@ def gated_slot_attention(
         recurrent_up_to=_additive.RECURRENT_UP_TO,
         default_chunk=_DEFAULT_CHUNK,
     )
-    options = options._replace(
-        form=form, chunk_size=chunk_size if form == "chunk" else None
-    )
+    scale = _additive.check_scale(_OP, scale, shapes["K"])
+    precision = _contract.precision(q, k, v)
+    entered = None
+    if axis_name is not None:
+        aligned = _aligned(
+            q, k, v, s, log_decay, segment_ids, state, axis_name, dtype
+        )
+        q, k, v, s = (aligned[name] for name in "qkvs")
+        log_decay, state = aligned["log_decay"], aligned["state"]
+        segment_ids = aligned["segment_ids"]
+        entered = _enter(
+            k, v, s, log_decay, segment_ids, state, precision, options
+        )
+        state = None  # a shard starts from nothing
     run = functools.partial(
-        _additive.additive, _OP, options=options, dtype=dtype
+        _additive.additive,
+        _OP,
+        options=options._replace(
+            segment_ids=segment_ids,
+            axis_name=None,
+            exchange=None,
+            form=form,
+            chunk_size=chunk_size if form == "chunk" else None,
+        ),
+        dtype=dtype,
     )
     batch, length, heads, slots = s.shape
     logits, keys = run(
@@ -124,10 +148,14 @@ def gated_slot_attention(
         k,
         s.reshape(batch, length, heads * slots, 1),
         log_decay.reshape(batch, length, heads * slots),
-        scale=_additive.check_scale(_OP, scale, shapes["K"]),
+        scale=scale,
         initial=None if state is None else _heads_of_slots(state.k),
     )
-    weights = jax.nn.softmax(logits.reshape(s.shape), axis=-1)
+    logits = logits.reshape(s.shape)
+    if entered is not None:
+        read = sequence.read(q, None, entered.state.k, precision)
+        logits = logits + scale * entered.head * read
+    weights = jax.nn.softmax(logits, axis=-1)
     o, values = run(
         weights,
         s,
@@ -136,10 +164,79 @@ def gated_slot_attention(
         scale=1.0,
         initial=None if state is None else state.v,
     )
-    keys = keys.reshape(batch, heads, slots, shapes["K"]).swapaxes(2, 3)
+    if entered is None:
+        keys = keys.reshape(batch, heads, slots, shapes["K"]).swapaxes(2, 3)
+        state = GSAState(keys, values)
+    else:
+        weights = recurrence.mask_padding(segment_ids, weights)
+        o = o + sequence.read(weights, entered.head, entered.state.v, precision)
+        state = entered.final
     return o.astype(v.dtype), GSAState(
-        keys.astype(state_dtype), values.astype(state_dtype)
+        state.k.astype(state_dtype), state.v.astype(state_dtype)
     )
+
+
+def _aligned(q, k, v, s, log_decay, segment_ids, state, axis_name, dtype):
+    """All inputs varying over the mesh, padding masked out."""
+    if state is None:
+        batch, heads, slots = s.shape[0], *s.shape[2:]
+        state = GSAState(
+            jnp.zeros((batch, heads, k.shape[-1], slots), dtype),
+            jnp.zeros((batch, heads, slots, v.shape[-1]), dtype),
+        )
+    mask = functools.partial(recurrence.mask_padding, segment_ids)
+    return _contract.align_inputs(
+        dict(
+            q=mask(q),
+            k=mask(k),
+            v=mask(v),
+            s=mask(s),
+            log_decay=mask(log_decay.astype(dtype)),
+            segment_ids=segment_ids,
+            state=jax.tree.map(lambda x: x.astype(dtype), state),
+        ),
+        axis_name,
+    )
+
+
+class _Entered(NamedTuple):
+    head: jax.Array  # [B, T/P, H, M], decay from in front of the shard
+    state: GSAState  # in front of the shard
+    final: GSAState  # behind the whole sequence
+
+
+def _enter(k, v, s, log_decay, segment_ids, state, precision, options):
+    """Exchanges the maps of both recurrences as one.
+
+    What they write does not depend on what is read: with slots for keys and
+    (k, v) for values, both are one additive rule.
+    """
+    dtype = state.k.dtype
+    starts = None
+    if segment_ids is not None:
+        starts = recurrence.segment_starts(segment_ids)
+    k = jnp.repeat(k.astype(dtype), s.shape[2] // k.shape[2], axis=2)
+    head, total = shard_decays.decay_from_start(log_decay, starts, dtype)
+    assert head is not None  # there is a decay
+    tail = shard_decays.decay_to_end(log_decay, starts, dtype)
+    written = jnp.concatenate([k, v.astype(dtype)], axis=-1)
+    affine = recurrence.Affine(
+        total, sequence.write(s, written, tail, dtype, precision)
+    )
+    both = recurrence.incoming_state(
+        affine,
+        jnp.concatenate([state.k.swapaxes(2, 3), state.v], axis=-1),
+        segment_ids,
+        options.axis_name,
+        options.exchange,
+    )
+    final = recurrence.last_device(affine.apply(both), options.axis_name)
+
+    def split(both):
+        keys, values = jnp.split(both, [k.shape[-1]], axis=-1)
+        return GSAState(keys.swapaxes(2, 3), values)
+
+    return _Entered(head, split(both), split(final))
 
 
 def _check_state(shapes, state):

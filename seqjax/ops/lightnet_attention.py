@@ -25,6 +25,9 @@ from seqjax import recurrence
 from seqjax.ops import _additive
 from seqjax.ops import _contract
 from seqjax.ops import linear_recurrence
+from seqjax.parallel import sequence
+from seqjax.parallel import shard_decays
+from seqjax.parallel import stabilised
 
 _OP = "lightnet_attention"
 _additive.register(_OP)
@@ -117,7 +120,7 @@ def lightnet_attention(
         dict(
             q=recurrence.mask_padding(segment_ids, q),
             k=k,
-            v=v,
+            v=recurrence.mask_padding(segment_ids, v),
             segment_ids=segment_ids,
             state=jax.tree.map(lambda x: x.astype(dtype), state),
         ),
@@ -128,46 +131,65 @@ def lightnet_attention(
     if segment_ids is not None:
         real = (segment_ids != recurrence.PADDING)[..., None, None]
         k = jnp.where(real, k, -jnp.inf)
-    log_decay, weight, final_m = _stable_gates(
-        k, state.z, segment_ids, axis_name, exchange
-    )
+    starts = None
+    if segment_ids is not None:
+        starts = recurrence.segment_starts(segment_ids)
     # exp(z - m) of the incoming state: 1, differentiable in z; 0 without one.
-    known = ~recurrence.vanishes(state.z)
-    z = jnp.where(known, state.z, 0)
-    moved = jnp.where(known, jnp.exp(z - jax.lax.stop_gradient(z)), 0)
+    first_m = jax.lax.stop_gradient(state.z)
+    known = ~recurrence.vanishes(first_m)
+    first_total = jnp.where(known, jnp.exp(recurrence.moved(state.z)), 0)
+    first = first_m, (first_total[..., None] * state.kv, first_total)
+    # A shard starts from nothing, whatever was before it.
+    entry = first if axis_name is None else _nothing(first)
+    gates = _stable_gates(k, entry[0], starts)
     total, final_total = linear_recurrence.linear_recurrence(
-        weight,
-        log_decay,
-        initial_state=moved,
+        gates.weight,
+        gates.log_decay,
+        initial_state=entry[1][1],
         segment_ids=segment_ids,
-        axis_name=axis_name,
-        exchange=exchange,
         form=form,
     )
-    o, kv = _additive.additive(
-        _OP,
-        # Padding, and nothing else, has no weight at all.
-        aligned["q"].astype(dtype) / jnp.where(total == 0, 1, total),
-        weight,
-        aligned["v"],
-        log_decay,
-        scale=_additive.check_scale(_OP, scale, shapes["K"]),
-        initial=moved[..., None] * state.kv,
-        options=_contract.Options(
+    scale = _additive.check_scale(_OP, scale, shapes["K"])
+    precision = _contract.precision(q, k, v)
+    q, entered = aligned["q"].astype(dtype), None
+    if axis_name is not None:
+        entered = _enter(
+            gates,
+            aligned["v"],
+            final_total,
+            first,
             segment_ids,
-            axis_name,
-            exchange,
-            form,
-            chunk_size if form == "chunk" else None,
-            implementation,
+            precision,
+            options,
+        )
+        total = entered.kept * total + entered.head * entered.sums[1][:, None]
+    # Padding, and nothing else, has no weight at all.
+    q = q / jnp.where(total == 0, 1, total)
+    prepared = _additive.prepare(
+        _OP,
+        q if entered is None else entered.kept * q,
+        gates.weight,
+        aligned["v"],
+        gates.log_decay,
+        scale=scale,
+        initial=entry[1][0],
+        options=options._replace(
+            segment_ids=segment_ids,
+            form=form,
+            chunk_size=chunk_size if form == "chunk" else None,
         ),
         dtype=dtype,
     )
-    empty = final_total == 0
-    final_total = jnp.where(empty, 1, final_total)
-    z = jnp.where(empty, -jnp.inf, final_m + jnp.log(final_total))
-    kv = (kv / final_total[..., None]).astype(state_dtype)
-    return o.astype(v.dtype), LightNetState(kv, z)
+    o, kv = prepared.run()
+    if entered is None or axis_name is None:
+        state = _state(gates.m[:, -1], kv, final_total)
+    else:
+        kv = entered.sums[0]
+        o = o + scale * sequence.read(q, entered.head, kv, precision)
+        m, (kv, final_total) = entered.final
+        state = recurrence.last_device(_state(m, kv, final_total), axis_name)
+    kv = state.kv.astype(state_dtype)
+    return o.astype(v.dtype), state._replace(kv=kv)
 
 
 def _check_state(shapes, state):
@@ -183,38 +205,62 @@ def _check_state(shapes, state):
     return LightNetState(*state)
 
 
-def _stable_gates(k, z, segment_ids, axis_name, exchange):
-    """Log decays and weights [B, T, H, K], and the last maximum [B, H, K].
+def _nothing(state):
+    """The empty state in the shapes of another (m, sums)."""
+    m, sums = state
+    return jnp.full_like(m, -jnp.inf), jax.tree.map(jnp.zeros_like, sums)
+
+
+class _Gates(NamedTuple):
+    maps: recurrence.MaxPlus  # of m, until each token
+    starts: jax.Array | None
+    log_decay: jax.Array  # [B, T, H, K], like those below
+    weight: jax.Array
+    m: jax.Array
+
+
+def _stable_gates(k, first_m, starts):
+    """Log decays and weights behind the maximum `first_m` [B, H, K].
 
     No result depends on the maxima, so they are constants.
     """
-    starts = None
-    m, z = jax.lax.stop_gradient((k, z))
-    batch, length, heads, key = k.shape
-    m = m.reshape(batch, length, heads * key)
-    decay = jnp.zeros_like(m)
-    if segment_ids is not None:
-        starts = recurrence.segment_starts(segment_ids)[..., None]
-        decay = jnp.where(starts, -jnp.inf, decay)
-    maps = recurrence.prefix_maxima(recurrence.MaxPlus(decay, m))
-    initial = z.reshape(batch, heads * key)
-    if axis_name is not None:
-        last = jax.tree.map(lambda x: x[:, -1], maps)
-        initial = recurrence.incoming_maximum(
-            last, initial, segment_ids, axis_name, exchange
-        )
-    m = maps.apply(initial[:, None])
-    before = jnp.concatenate([initial[:, None], m], axis=1)
-    before, final = before[:, :-1], before[:, -1]
+    gate = jax.lax.stop_gradient(k).reshape(*k.shape[:2], -1)
+    decay = jnp.zeros_like(gate)
     if starts is not None:
-        before = jnp.where(starts, -jnp.inf, before)
-    if axis_name is not None:
-        final = recurrence.last_device(final, axis_name)
-    nothing = recurrence.vanishes(before)
-    log_decay = jnp.where(
-        nothing, -jnp.inf, jnp.where(nothing, 0, before) - m
-    ).reshape(k.shape)
-    silent = recurrence.vanishes(k)
-    m = jnp.where(silent, 0, m.reshape(k.shape))
-    weight = jnp.where(silent, 0, jnp.exp(jnp.where(silent, 0, k) - m))
-    return log_decay, weight, final.reshape(batch, heads, key)
+        decay = jnp.where(starts[..., None], -jnp.inf, decay)
+    maps = recurrence.prefix_maxima(recurrence.MaxPlus(decay, gate))
+    maps = jax.tree.map(lambda x: x.reshape(k.shape), maps)
+    before, m = recurrence.running_maxima(maps, first_m, starts)
+    log_decay = recurrence.log_keep(None, before, m)
+    weight = recurrence.stable_weight(k, m)
+    return _Gates(maps, starts, log_decay, weight, m)
+
+
+def _enter(gates, v, total, first, segment_ids, precision, options):
+    """How the state in front of a shard enters it."""
+    dtype = total.dtype
+    tail = shard_decays.decay_to_end(gates.log_decay, gates.starts, dtype)
+    kv = sequence.write(gates.weight, v, tail, dtype, precision)
+    zeros = None
+    if gates.starts is not None:
+        zeros = jnp.any(gates.starts, axis=1)
+    own = recurrence.Stabilised(
+        recurrence.Decay(None, zeros), None, gates.m[:, -1], (kv, total)
+    )
+    return stabilised.enter(
+        own,
+        first,
+        gates.maps,
+        None,
+        segment_ids,
+        axis_name=options.axis_name,
+        exchange=options.exchange,
+    )
+
+
+def _state(m, kv, total):
+    """Sums relative to exp(m) as a mean and the logarithm of its weight."""
+    empty = total == 0
+    total = jnp.where(empty, 1, total)
+    z = jnp.where(empty, -jnp.inf, m + jnp.log(total))
+    return LightNetState(kv / total[..., None], z)

@@ -16,7 +16,7 @@ every additive rule at rewriting what a key stores; the normaliser is signed and
 may come close to zero, where h is ill conditioned.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from seqjax import recurrence
 from seqjax.ops import _additive
 from seqjax.ops import _contract
-from seqjax.ops import _decays
+from seqjax.parallel import stabilised
 
 _OP = "mlstm"
 _EPSILON = 1e-6
@@ -131,31 +131,54 @@ def mlstm(
         aligned["input_gate"].astype(dtype),
         segment_ids,
     )
-    options = options._replace(segment_ids=segment_ids)
-    before, m, final_m = _stabilisers(log_forget, gate, state.m, options)
-    log_decay, weight = _stable_gates(log_forget, gate, before, m)
+    starts = None
+    if segment_ids is not None:
+        starts = recurrence.segment_starts(segment_ids)
+    maps = _maxima(log_forget, gate, starts)
+    # A shard starts from nothing, whatever was before it.
+    entry = state.m
+    if axis_name is not None:
+        entry = jnp.full_like(entry, -jnp.inf)
+    before, m = recurrence.running_maxima(maps, entry, starts)
 
     # The normaliser is one more value channel, constantly 1.
-    weight = weight[..., None]
+    weight = recurrence.stable_weight(gate, m)[..., None]
     values = weight * aligned["v"].astype(dtype)
     values = jnp.concatenate([values, weight], axis=-1)
     start = jnp.concatenate([state.C, state.n[..., None]], axis=-1)
-    start = jnp.exp(_moved(state.m))[..., None, None] * start
-    y, cell = _additive.additive(
+    start = jnp.exp(recurrence.moved(state.m))[..., None, None] * start
+    scale = _additive.check_scale(_OP, scale, shapes["K"])
+    prepared = _additive.prepare(
         _OP,
         aligned["q"],
         aligned["k"],
         values,
-        log_decay,
-        scale=_additive.check_scale(_OP, scale, shapes["K"]),
+        recurrence.log_keep(log_forget, before, m),
+        scale=scale,
         initial=start,
-        options=options,
+        options=options._replace(segment_ids=segment_ids),
         dtype=dtype,
     )
+    if axis_name is None:
+        y, cell = prepared.run()
+        final_m = m[:, -1]
+    else:
+        inputs: dict[str, Any] = dict(prepared.inputs)
+        inputs["initial"] = state.m, start
+        y, m, (final_m, cell) = stabilised.shard_stabilised(
+            prepared.local,
+            **inputs,
+            maps=maps,
+            true_decay=log_forget,
+            scale=scale,
+            precision=prepared.precision,
+            axis_name=axis_name,
+            exchange=exchange,
+        )
     # Of slices, the cotangents would be padded and added; of a split, joined.
     above, normalizer = jax.lax.split(y, (shapes["V"], 1), axis=-1)
     h = _normalise(above, normalizer[..., 0], m)
-    cell = jnp.exp(-_moved(final_m))[..., None, None] * cell
+    cell = jnp.exp(-recurrence.moved(final_m))[..., None, None] * cell
     cell = cell.astype(state_dtype)
     return h.astype(v.dtype), MLSTMState(cell[..., :-1], cell[..., -1], final_m)
 
@@ -193,50 +216,12 @@ def _log_gates(forget, gate, segment_ids):
     return jnp.where(real, log_forget, 0), jnp.where(real, gate, -jnp.inf)
 
 
-def _stabilisers(log_forget, gate, initial, options):
-    """m_{t-1} and m_t [B, T, H], and m behind the whole sequence [B, H].
-
-    m_{t-1} is -inf where a document starts.
-    """
-    starts = None
+def _maxima(log_forget, gate, starts):
+    """The maps of m from in front of all tokens until each of them."""
     decay = log_forget
-    if options.segment_ids is not None:
-        starts = recurrence.segment_starts(options.segment_ids)[..., None]
-        decay = jnp.where(starts, -jnp.inf, decay)
-    maps = recurrence.prefix_maxima(recurrence.MaxPlus(decay, gate))
-    if options.axis_name is not None:
-        initial = recurrence.incoming_maximum(
-            jax.tree.map(lambda x: x[:, -1], maps),
-            initial,
-            options.segment_ids,
-            options.axis_name,
-            options.exchange,
-        )
-    m = maps.apply(initial[:, None])
-    before = jnp.concatenate([initial[:, None], m], axis=1)
-    before, final = before[:, :-1], before[:, -1]
     if starts is not None:
-        before = jnp.where(starts, -jnp.inf, before)
-    if options.axis_name is not None:
-        final = recurrence.last_device(final, options.axis_name)
-    return before, m, final
-
-
-def _stable_gates(log_forget, gate, before, m):
-    """Log decays <= 0 and weights <= 1 of the additive rule, m held constant.
-
-    m_{t-1} - m_t is taken as two floats: gates of 1e3 round to 3e-5, and what
-    remains of them here is an exponent.
-    """
-    before, m = jax.lax.stop_gradient((before, m))
-    # Where nothing is kept, or written, the other number does not matter.
-    nothing = recurrence.vanishes(before) | recurrence.vanishes(log_forget)
-    kept = [jnp.where(nothing, 0, x) for x in (log_forget, before, m)]
-    step, error = _decays.two_sum(kept[1], -kept[2])
-    log_decay = jnp.where(nothing, -jnp.inf, (kept[0] + step) + error)
-    nothing = recurrence.vanishes(gate)
-    gate, m = (jnp.where(nothing, 0, x) for x in (gate, m))
-    return log_decay, jnp.where(nothing, 0, jnp.exp(gate - m))
+        decay = jnp.where(starts[..., None], -jnp.inf, decay)
+    return recurrence.prefix_maxima(recurrence.MaxPlus(decay, gate))
 
 
 def _normalise(y, normalizer, m):
@@ -249,11 +234,5 @@ def _normalise(y, normalizer, m):
     scale = jnp.exp(jnp.minimum(still, 0))
     floor = jnp.exp(-jnp.maximum(still, 0))
     below = jnp.maximum(jnp.abs(normalizer) * scale, floor)
-    below += _EPSILON * scale * jnp.exp(_moved(m))
+    below += _EPSILON * scale * jnp.exp(recurrence.moved(m))
     return (scale / below)[..., None] * y
-
-
-def _moved(m):
-    """0 that differentiates like m; 0 where m is -inf."""
-    moved = m - jax.lax.stop_gradient(m)
-    return jnp.where(recurrence.vanishes(m), 0, moved)

@@ -184,34 +184,34 @@ def _empty(zeros):
 def _incoming(local, log_decay, segment_ids, initial, length, options):
     """The state that enters this device's shard.
 
-    The shard's own sums come from a walk from nothing.  The maximum is
-    exchanged first, so that all devices agree on what the sums are divided by;
-    then the sums are an affine map with a factor <= 1.
+    The shard's own sums come from a walk from nothing.
     """
     _, own = local(initial=_empty(jnp.zeros_like(initial.num)))
+    cut = None
     if segment_ids is None:
         count = jnp.full((initial.num.shape[0], 1), length)
-        cut = jnp.zeros_like(count, bool)
     else:
         real = segment_ids != recurrence.PADDING
         count = jnp.sum(real, axis=1, keepdims=True)
-        cut = recurrence.segment_starts(segment_ids)
-        cut = jnp.any(cut, axis=1, keepdims=True)
-    total = count * jnp.where(count > 0, log_decay[None], 0)
-    total = jnp.where(cut, -jnp.inf, total)
-    maps = recurrence.MaxPlus(total, own.max)
-    where = options.axis_name, options.exchange
-    before = recurrence.incoming_maximum(maps, initial.max, segment_ids, *where)
-    after = maps.apply(before)
-    nothing = recurrence.vanishes(before) | recurrence.vanishes(total)
-    safe = jnp.where(recurrence.vanishes(after), 0, after)
-    log = (jnp.where(nothing, 0, before) - safe) + jnp.where(nothing, 0, total)
-    decay = recurrence.Decay(
-        jnp.where(nothing, 0, log), nothing.astype(jnp.int32)
+        cut = jnp.any(recurrence.segment_starts(segment_ids), axis=1)
+    total = recurrence.decay_of(
+        count * jnp.where(count > 0, log_decay[None], 0)
     )
-    write = jnp.exp(own.max - safe)
-    affine = recurrence.Affine(decay, (write * own.num, write * own.den))
-    num, den = recurrence.incoming_state(
-        affine, (initial.num, initial.den), segment_ids, *where
+    if cut is not None:
+        total = total.cut(cut)
+    own = _held(own)
+    before, (num, den) = recurrence.incoming_stabilised(
+        recurrence.Stabilised(total, None, own.max, own[:2]),
+        (initial.max, _held(initial)[:2]),
+        segment_ids,
+        options.axis_name,
+        options.exchange,
     )
-    return RWKV4State(num, den, before)
+    free = jnp.exp(-recurrence.moved(before))
+    return RWKV4State(free * num, free * den, before)
+
+
+def _held(state):
+    """The same state, its sums differentiating as if max were a constant."""
+    factor = jnp.exp(recurrence.moved(state.max))
+    return RWKV4State(factor * state.num, factor * state.den, state.max)

@@ -9,6 +9,7 @@ out as bits (`pack`), whatever the dtypes, and back as the sum of cotangents.
 """
 
 from collections.abc import Callable, Sequence
+import math
 from typing import NamedTuple
 
 import jax
@@ -96,7 +97,7 @@ def pack_sums(
     arrays: Sequence[jax.Array],
 ) -> tuple[jax.Array, Callable[[jax.Array], list[jax.Array]]]:
     """Arrays [B, T, ...] of one float dtype side by side, and the way back."""
-    parts = [x.reshape(*x.shape[:2], -1) for x in arrays]
+    parts = [_flat(x) for x in arrays]
     ends = []
     for part in parts:
         ends.append((ends[-1] if ends else 0) + part.shape[2])
@@ -112,20 +113,21 @@ def pack_sums(
 
 
 def _to_bits(x):
-    x = x.reshape(*x.shape[:2], -1)
+    x = _flat(x)
     if x.dtype.itemsize == 2:
         x = jnp.pad(x, ((0, 0), (0, 0), (0, x.shape[2] % 2)))
-        x = x.reshape(*x.shape[:2], -1, 2)
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    return bits.reshape(*x.shape[:2], -1)
+        x = x.reshape(*x.shape[:2], x.shape[2] // 2, 2)
+    return _flat(jax.lax.bitcast_convert_type(x, jnp.uint32))
 
 
 def _from_bits(bits, like):
     shape = like.shape[2:]
-    size = 1
-    for axis in shape:
-        size *= axis
     if like.dtype.itemsize == 8:
-        bits = bits.reshape(*bits.shape[:2], -1, 2)
-    x = jax.lax.bitcast_convert_type(bits, like.dtype)
-    return x.reshape(*x.shape[:2], -1)[..., :size].reshape(*x.shape[:2], *shape)
+        bits = bits.reshape(*bits.shape[:2], bits.shape[2] // 2, 2)
+    x = _flat(jax.lax.bitcast_convert_type(bits, like.dtype))
+    return x[..., : math.prod(shape)].reshape(*x.shape[:2], *shape)
+
+
+def _flat(x):
+    """All channels of a token along one axis; B may be 0."""
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))

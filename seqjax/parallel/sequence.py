@@ -72,11 +72,33 @@ def shard_additive(
         log_decay, starts, dtype, read_before
     )
     tail = shard_decays.decay_to_end(log_decay, starts, dtype)
-    affine = recurrence.Affine(total, _write(k, v, tail, dtype, precision))
+    affine = recurrence.Affine(total, write(k, v, tail, dtype, precision))
     state = recurrence.incoming_state(
         affine, initial, segment_ids, axis_name, exchange
     )
+    y = y + scale * read(q, head, state, precision)
+    final = recurrence.apply(affine, state)
+    return y, recurrence.last_device(final, axis_name)
 
+
+def read(
+    q: jax.Array,
+    head: jax.Array | None,
+    state: jax.Array,
+    precision: jax.lax.Precision,
+) -> jax.Array:
+    """What tokens read of the incoming state: q_t head_t S_in.
+
+    Args:
+      q: [B, T/P, G, K].
+      head: [B, T/P, H or 1, K or 1], decay from in front of the shard; None
+        for 1.
+      state: [B, H, K, V].
+      precision: of the product.
+
+    Returns:
+      [B, T/P, H, V].
+    """
     groups = q.shape[2]
     batch, heads, key, value = state.shape
     repeat = heads // groups
@@ -88,16 +110,29 @@ def shard_additive(
         shape = (*head.shape[:2], heads, head.shape[-1])
         head = jnp.broadcast_to(head, shape)
         q = head.reshape(*shape[:2], groups, repeat, -1) * q
-    read = jnp.einsum(
-        "btgrk,bgrkv->btgrv", q, grouped, precision=precision
-    ).reshape(y.shape)
-    y = y + scale * read
-    final = recurrence.apply(affine, state)
-    return y, recurrence.last_device(final, axis_name)
+    y = jnp.einsum("btgrk,bgrkv->btgrv", q, grouped, precision=precision)
+    return y.reshape(*y.shape[:2], heads, value)
 
 
-def _write(k, v, tail, dtype, precision):
-    """The sum of tail * k v^T over a shard: [B, H, K, V]."""
+def write(
+    k: jax.Array,
+    v: jax.Array,
+    tail: jax.Array | None,
+    dtype,
+    precision: jax.lax.Precision,
+) -> jax.Array:
+    """What a shard writes: the sum of tail_t k_t v_t^T.
+
+    Args:
+      k: [B, T/P, G, K].
+      v: [B, T/P, H, V].
+      tail: [B, T/P, H or 1, K or 1], decay to the shard's end; None for 1.
+      dtype: of accumulation.
+      precision: of the product.
+
+    Returns:
+      [B, H, K, V].
+    """
     k, v = k.astype(dtype), v.astype(dtype)
     batch, length, groups, key = k.shape
     heads, value = v.shape[2:]
@@ -114,12 +149,12 @@ def _write(k, v, tail, dtype, precision):
         else:
             k = tail * k
     if k.shape[3] < repeat:
-        write = jnp.einsum(
+        update = jnp.einsum(
             "btgk,btgrv->bgrkv", k[:, :, :, 0], v, precision=precision
         )
     else:
-        write = jnp.einsum("btgrk,btgrv->bgrkv", k, v, precision=precision)
-    return write.reshape(batch, heads, key, value)
+        update = jnp.einsum("btgrk,btgrv->bgrkv", k, v, precision=precision)
+    return update.reshape(batch, heads, key, value)
 
 
 def shard_dense(

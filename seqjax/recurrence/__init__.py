@@ -12,13 +12,20 @@ from seqjax.recurrence.devices import EXCHANGES as EXCHANGES
 from seqjax.recurrence.devices import incoming_state as incoming_state
 from seqjax.recurrence.devices import last_device as last_device
 from seqjax.recurrence.maximum import MaxPlus as MaxPlus
-from seqjax.recurrence.maximum import incoming_maximum as incoming_maximum
 from seqjax.recurrence.maximum import prefix_maxima as prefix_maxima
 from seqjax.recurrence.prefix import exclusive_prefix as exclusive_prefix
 from seqjax.recurrence.segments import PADDING as PADDING
 from seqjax.recurrence.segments import mask_padding as mask_padding
 from seqjax.recurrence.segments import real_positions as real_positions
 from seqjax.recurrence.segments import segment_starts as segment_starts
+from seqjax.recurrence.stabilised import Stabilised as Stabilised
+from seqjax.recurrence.stabilised import (
+    incoming_stabilised as incoming_stabilised,
+)
+from seqjax.recurrence.stabilised import log_keep as log_keep
+from seqjax.recurrence.stabilised import moved as moved
+from seqjax.recurrence.stabilised import running_maxima as running_maxima
+from seqjax.recurrence.stabilised import stable_weight as stable_weight
 from seqjax.recurrence.transitions import Affine as Affine
 from seqjax.recurrence.transitions import Decay as Decay
 from seqjax.recurrence.transitions import Dense as Dense

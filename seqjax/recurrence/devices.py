@@ -16,19 +16,21 @@ Document borders between devices are found from the first and last id of each
 shard, which travel with its map.
 
 Bytes that a device receives, with s those of the state, a those of the
-transition, i those of the ids (16 forward with `segment_ids`, else 0), all of
-them a row of the batch and in the dtype of accumulation (4 bytes a number, 8 a
-complex one):
+transition, b those of the one that cotangents see, i those of the ids (16
+forward with `segment_ids`, else 0), all of them a row of the batch and in the
+dtype of accumulation (4 bytes a number, 8 a complex one):
 
     exchange      forward                 backward           messages
     all_gather    P (s + a + i)           P s                1
-    prefix_scan   L (s + a + i)           L (s + a)          L = ceil(log2 P)
+    prefix_scan   L (s + a + i)           L (s + b)          L = ceil(log2 P)
     ring          s + i / 2               s                  1 of P - 1
 
 a is 0 for the identity, twice 4 bytes a decay (logarithm, and whether it is 0)
 for elementwise transitions (one more number where decays are complex; the
 identity with `segment_ids` has a single flag), and 4 K^2 a head for dense ones,
-for which the gathered form holds P of them until the backward pass.
+for which the gathered form holds P of them until the backward pass.  b is a,
+but 12 bytes a head or channel where there is a running maximum (`stabilised`),
+whose state (m, S) is the s.
 """
 
 import functools
@@ -140,31 +142,27 @@ def _incoming_fwd(how, own, initial, ids):
         (state, before), maps = how.prefix(span, start)
         cut = span.cuts(before)
         state = own.forget(state, cut)
-    known = None
-    if maps is not None and isinstance(own, transitions.Affine):
-        # The backward pass need not gather the transitions again.
-        if ids is None:
-            known = maps.transition
-        else:
+    known = starts = None
+    if maps is not None:
+        if ids is not None:
             starts = exchanges.border_starts(maps.first, maps.last)
-            known = jax.vmap(lambda t, w: t.cut(w))(maps.map.transition, starts)
+            maps = maps.map
+        # The backward pass need not gather the transitions again.
+        known = own.linears(maps, initial, starts)
     return state, (own.kept(), state, cut, known)
 
 
 def _incoming_bwd(how, residual, cotangent):
     own, state, cut, known = residual
-    transition = own.linear(state).transpose()
     if cut is not None:
-        transition = transition.cut(cut)
-        cotangent = _cut(cotangent, cut)
-    back = transitions.Affine(transition, cotangent)
+        cotangent = transitions.forget(cotangent, cut)
+    back = own.back(own.linear(state, cut), cotangent)
     zero = jax.tree.map(jnp.zeros_like, cotangent)
     if known is None:
         bar, _ = how.prefix(back, zero, reverse=True)
     else:
-        maps = transitions.Affine(
-            known.transpose(), packing.all_gather(cotangent, how.axis_name)
-        )
+        cotangents = packing.all_gather(cotangent, how.axis_name)
+        maps = own.back(known, cotangents)
         bar = exchanges.fold(maps, zero, how.axis_name, reverse=True)
     first = jax.lax.axis_index(how.axis_name) == 0
     initial_bar = jax.tree.map(
@@ -174,10 +172,3 @@ def _incoming_bwd(how, residual, cotangent):
 
 
 _incoming.defvjp(_incoming_fwd, _incoming_bwd)
-
-
-def _cut(state, where):
-    return jax.tree.map(
-        lambda s: jnp.where(transitions.align(where, s), jnp.zeros_like(s), s),
-        state,
-    )

@@ -1,14 +1,16 @@
 """Exclusive prefix over devices, written once for every kind of map.
 
 Each of the P devices along a mesh axis holds one map; each needs the state in
-front of its own.  What a map must offer (`Affine` and `MaxPlus` do):
+front of its own.  What a map must offer (`Affine` and `Stabilised` do):
 
     m.apply(state)         the state behind it
     m.compose(earlier)     the map of both
     m.identity()           the map that changes nothing, of equal shapes
     m.reset(where)         the map that forgets the state in front of it
     m.forget(state, where) the state itself forgotten
-    m.linear(state)        the transition that a small change of the state sees
+    m.linear(state, cut)   what a small change of the state sees, cut off or not
+    m.linears(maps, ...)   the same of P maps in a row
+    m.back(linear, bar)    the map that cotangents pass through
     m.cotangent(state, bar)  the map's cotangent, bar being that behind it
     m.kept()               the map without what only `apply` needs
 

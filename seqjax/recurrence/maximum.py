@@ -15,9 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.recurrence import devices
-from seqjax.recurrence import transitions
-
 # Steps of the two loops over T tokens: C + T / C with blocks of C.
 _BLOCK = 64
 
@@ -39,30 +36,6 @@ class MaxPlus(NamedTuple):
     def identity(self) -> "MaxPlus":
         """The map that changes nothing, in the shapes of this one."""
         return MaxPlus(jnp.zeros_like(self.d), jnp.full_like(self.i, -jnp.inf))
-
-    def reset(self, where: jax.Array) -> "MaxPlus":
-        """The map that forgets the maximum before where `where` is true."""
-        return MaxPlus(self.forget(self.d, where), self.i)
-
-    def forget(self, m: jax.Array, where: jax.Array) -> jax.Array:
-        """The maximum, -inf where `where` is true."""
-        return jnp.where(transitions.align(where, m), -jnp.inf, m)
-
-    def linear(self, m: jax.Array) -> transitions.Decay:
-        """The transition that a small change of m sees: it passes, or not."""
-        return transitions.Decay(None, ~self._passes(m))
-
-    def cotangent(self, m: jax.Array, bar: jax.Array) -> "MaxPlus":
-        """Cotangent of the map where `apply(m)` has cotangent `bar`."""
-        passes = self._passes(m)
-        return MaxPlus(jnp.where(passes, bar, 0), jnp.where(passes, 0, bar))
-
-    def kept(self) -> "MaxPlus":
-        """What `linear` and `cotangent` need of the map."""
-        return self
-
-    def _passes(self, m):
-        return self.d + m > self.i
 
 
 def prefix_maxima(maps: MaxPlus) -> MaxPlus:
@@ -103,32 +76,6 @@ def prefix_maxima(maps: MaxPlus) -> MaxPlus:
         ],
         until,
     )
-
-
-def incoming_maximum(
-    total: MaxPlus,
-    initial: jax.Array,
-    segment_ids: jax.Array | None,
-    axis_name: str,
-    exchange: str | None = None,
-) -> jax.Array:
-    """The maximum that enters this device's shard of the sequence.
-
-    Call inside `jax.shard_map`; all inputs must vary over `axis_name`.  What
-    moves are two numbers a row and head, and the ids at the borders; the ring
-    moves one.
-
-    Args:
-      total: the map of the local shard, arrays [B, H].
-      initial: [B, H], in front of the whole sequence.
-      segment_ids: int32 [B, T/P] of the local shard, or None.
-      axis_name: mesh axis along which time is sharded, device 0 first.
-      exchange: as of `devices.incoming_state`.
-
-    Returns:
-      [B, H]; -inf where a document starts with this shard's first real token.
-    """
-    return devices.incoming(total, initial, segment_ids, axis_name, exchange)
 
 
 def _nothing(like):

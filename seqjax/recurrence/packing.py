@@ -6,6 +6,7 @@ one, an integer as two halves of 16 bits, exact in float32 as an id is not.
 """
 
 from collections.abc import Callable, Sequence
+import math
 from typing import Any
 
 import jax
@@ -74,7 +75,7 @@ def _to_floats(x, dtype):
         x = jnp.stack([x.real, x.imag], axis=-1)
     elif jnp.issubdtype(x.dtype, jnp.integer):
         x = jnp.stack([x >> 16, x & 0xFFFF], axis=-1)
-    return x.astype(dtype).reshape(batch, -1)
+    return x.astype(dtype).reshape(batch, math.prod(x.shape[1:]))
 
 
 def _from_floats(part, like):

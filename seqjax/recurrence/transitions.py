@@ -178,14 +178,25 @@ class Affine(NamedTuple):
 
     def forget(self, state: State, where: jax.Array) -> State:
         """The state, zero where `where` is true."""
-        return jax.tree.map(
-            lambda s: jnp.where(align(where, s), jnp.zeros_like(s), s), state
-        )
+        return forget(state, where)
 
-    def linear(self, state: State) -> Transition:
+    def linear(self, state: State, cut: jax.Array | None) -> Transition:
         """The transition that a small change of the state sees."""
         del state  # the same at every state
-        return self.transition
+        return self.transition if cut is None else self.transition.cut(cut)
+
+    def linears(
+        self, maps: "Affine", initial: State, starts: jax.Array | None
+    ) -> Transition:
+        """`linear` of P maps in a row, from the state in front of all."""
+        del initial
+        if starts is None:
+            return maps.transition
+        return jax.vmap(lambda one, cut: one.linear(None, cut))(maps, starts)
+
+    def back(self, linear: Transition, bar: State) -> "Affine":
+        """The map of cotangents, `bar` being that of the state."""
+        return Affine(linear.transpose(), bar)
 
     def cotangent(self, state: State, bar: State) -> "Affine":
         """Cotangent of the map where `apply(state)` has cotangent `bar`."""
@@ -199,6 +210,13 @@ class Affine(NamedTuple):
 def align(x: jax.Array, like: jax.Array) -> jax.Array:
     """Appends axes of length one until `x` has the rank of `like`."""
     return x.reshape(x.shape + (1,) * (like.ndim - x.ndim))
+
+
+def forget(state: State, where: jax.Array) -> State:
+    """The state, zero where `where` [B] is true."""
+    return jax.tree.map(
+        lambda s: jnp.where(align(where, s), jnp.zeros_like(s), s), state
+    )
 
 
 def compose(later: Affine, earlier: Affine) -> Affine:

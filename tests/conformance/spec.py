@@ -85,8 +85,6 @@ class Operator:
         lengths: the list of T.
         chunk_sizes: the chunk sizes tried on the board.
         table_lengths: lengths of the error table beyond the board's.
-        sharded: whether it takes axis_name; if not, it must refuse it with
-            NotImplementedError.
         exchanges: the exchange methods it takes; None for an operator that has
             no choice.
         chunk_exchanges: those of them that only the chunk form takes.
@@ -126,7 +124,6 @@ class Operator:
     lengths: tuple[int, ...] = LENGTHS
     chunk_sizes: tuple[int, ...] = CHUNK_SIZES
     table_lengths: tuple[int, ...] = (2048,)
-    sharded: bool = True
     exchanges: tuple[str | None, ...] = seqjax_recurrence.EXCHANGES
     chunk_exchanges: tuple[str, ...] = ()
     replicated: Callable[..., Arrays] | None = None

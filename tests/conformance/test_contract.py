@@ -155,8 +155,7 @@ def test_options_without_an_object_are_refused(operator):
     raises(operator, inputs, "implementation", implementation=["abacus", "xla"])
     raises(operator, inputs, "exchange", "all_gather", exchange="all_gather")
     raises(operator, inputs, "form", "spiral", form="spiral")
-    if operator.sharded:
-        raises(operator, inputs, "axis_name", "nowhere", axis_name="nowhere")
+    raises(operator, inputs, "axis_name", "nowhere", axis_name="nowhere")
     if not operator.forms:
         raises(operator, inputs, "form", "chunk", form="chunk")
         raises(operator, inputs, "chunk_size", "16", chunk_size=16)
@@ -168,11 +167,7 @@ def test_options_without_an_object_are_refused(operator):
         raises(operator, inputs, "chunk_size", str(size), chunk_size=size)
 
 
-@pytest.mark.parametrize(
-    "operator",
-    [o for o in table.OPERATORS if o.sharded],
-    ids=lambda o: o.name,
-)
+@operators
 def test_axis_name_with_what_it_cannot_do(operator):
     inputs = small(operator, 4).inputs
     mesh = jax.make_mesh(

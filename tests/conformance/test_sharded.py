@@ -23,7 +23,6 @@ from tests.conformance import table
 
 P = jax.sharding.PartitionSpec
 LENGTH = 104
-SHARDED = [o for o in table.OPERATORS if o.sharded]
 
 
 def mesh_of(devices):
@@ -196,7 +195,7 @@ def cross(operator):
 
 
 def sharded_cases():
-    for operator in SHARDED:
+    for operator in table.OPERATORS:
         chosen = [configured(operator, c) for c in CONFIGURATIONS]
         for options in chosen:
             yield pytest.param(
@@ -232,7 +231,7 @@ def _problem(operator, packed=True):
 
 @pytest.mark.parametrize(
     "operator",
-    [o for o in SHARDED if o.replicated],
+    [o for o in table.OPERATORS if o.replicated],
     ids=lambda o: o.name,
 )
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -259,24 +258,3 @@ def test_replicated_gates(operator, check_vma):
     options["check_vma"] = check_vma
     result = run(operator, problem.replace(inputs=inputs), **options)
     spec.check(result, expected, 1e-5)
-
-
-@pytest.mark.parametrize(
-    "operator",
-    [o for o in table.OPERATORS if not o.sharded],
-    ids=lambda o: o.name,
-)
-def test_sharding_that_is_missing_says_so(operator):
-    problem, _ = cases.board(operator, 2)
-
-    def op(inputs):
-        state = operator.zero_state(spec.BATCH)
-        return runner.outputs(operator, inputs, state, None, axis_name="seq")[
-            0
-        ][0]
-
-    time = P(None, "seq")
-    mapped = jax.shard_map(op, mesh=mesh_of(2), in_specs=time, out_specs=time)
-    inputs = {n: problem.inputs[n] for n in operator.timed(problem.inputs)}
-    with pytest.raises(NotImplementedError, match="axis_name"):
-        jax.eval_shape(mapped, inputs)

@@ -212,6 +212,18 @@ def test_what_is_refused(options, message):
         jax.eval_shape(functools.partial(sharded(2, **options), ids=None), x)
 
 
+@pytest.mark.parametrize("exchange", ["all_gather", "ring"])
+def test_no_row_at_all(exchange):
+    shape = jax.ShapeDtypeStruct((0, 16, 2, 4), jnp.bfloat16)
+    x = dict.fromkeys("qkv", shape)
+    x["log_decay"] = jax.ShapeDtypeStruct((0, 16, 2), jnp.float32)
+    run = sharded(4, exchange=exchange)
+    grads = jax.eval_shape(jax.grad(lambda x: jnp.sum(run(x, None))), x)
+    assert {n: g.shape for n, g in grads.items()} == {
+        n: g.shape for n, g in x.items()
+    }
+
+
 def test_a_convolution_longer_than_a_shard_is_refused():
     def run(x):
         weight = jnp.ones((4, 3))

@@ -33,9 +33,8 @@ def rows(draw, length):
 
 
 @functools.cache
-def programs(exchange):
+def programs(exchange, devices, shard):
     """The sharded operators and the plain one: values and gradients."""
-    devices, shard = LAYOUTS[exchange]
     mesh = jax.make_mesh(
         (devices,),
         ("seq",),
@@ -87,7 +86,23 @@ def programs(exchange):
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(data=st.data())
 def test_documents_anywhere(exchange, data):
-    length, both, (inputs, bars) = programs(exchange)
+    check(programs(exchange, *LAYOUTS[exchange]), data)
+
+
+@pytest.mark.full
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(
+    data=st.data(),
+    exchange=st.sampled_from(sorted(LAYOUTS)),
+    devices=st.integers(1, 8),
+    shard=st.integers(1, 9),
+)
+def test_any_devices_and_lengths(data, exchange, devices, shard):
+    check(programs(exchange, devices, shard), data)
+
+
+def check(program, data):
+    length, both, (inputs, bars) = program
     ids = np.stack([data.draw(rows(length)) for _ in range(BATCH)])
     got, expected = both(*inputs, ids, bars)
     for a, b in zip(

@@ -36,12 +36,18 @@ def scan(x, gates, **options):
     return ops.linear_recurrence(x, gates[..., None], **options)
 
 
+def mlstm(x, gates, **options):
+    return ops.mlstm(x, x, x, gates, gates, chunk_size=16, **options)
+
+
 # Numbers a row: of the state, and of the transition.
 FAMILIES = {
     linear: (STATE, 1),  # a flag: whether a document starts in the shard
     gla: (STATE, HEADS + HEADS),
     delta: (STATE, HEADS * SIZE * SIZE),
     scan: (HEADS * SIZE, 2 * HEADS * SIZE),
+    # C, n and m; the decay as two floats and a flag.
+    mlstm: (STATE + HEADS * SIZE + HEADS, 3 * HEADS),
 }
 
 
@@ -123,6 +129,7 @@ def test_bytes_follow_the_formula_whatever_the_length(exchange):
         (delta, "prefix_scan"),
         (delta, "ring"),
         (scan, "all_gather"),
+        (mlstm, "all_gather"),
     ],
 )
 def test_bytes_of_every_kind_of_transition(op, exchange):
@@ -138,7 +145,7 @@ def test_states_add_one_sum_each():
 
 
 @pytest.mark.parametrize(
-    "op,both", [(gla, True), (linear, True), (delta, False)]
+    "op,both", [(gla, True), (linear, True), (mlstm, True), (delta, False)]
 )
 def test_local_work_and_collectives_do_not_wait(op, both):
     """Forward no local loop waits for a message; additive rules send theirs
