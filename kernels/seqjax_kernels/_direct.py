@@ -8,6 +8,7 @@ PTX travels in the program and jaxlib's CUDA plugin loads and launches it.
 # pyright: reportMissingImports=false
 
 import functools
+import os
 from typing import Any, NamedTuple
 import zlib
 
@@ -58,6 +59,10 @@ def compile_program(program: Program):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    # jax-triton, once imported, leaves Triton without a folder to cache in,
+    # and then its compiler fails.
+    if os.environ.get("TRITON_CACHE_DIR") == "":
+        del os.environ["TRITON_CACHE_DIR"]
     names = program.kernel.arg_names
     signature = dict.fromkeys(names, "constexpr")
     signature |= {n: "*" + _TYPES[d] for n, d in program.pointers}

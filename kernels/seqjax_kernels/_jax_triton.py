@@ -22,8 +22,11 @@ def launch(program, inputs, outputs, grid):
     # Importing jax-triton asks for JAX's CUDA plugin, which would ask for a
     # driver where there is none.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    folder = os.environ.get("TRITON_CACHE_DIR")
     import jax_triton
 
+    if folder:  # which the import sets to nothing
+        os.environ["TRITON_CACHE_DIR"] = folder
     names = [name for name, _ in program.pointers]
     if program.kernel.arg_names[: len(names)] != names:
         raise devices.Unsupported(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from seqjax_kernels import _varying
+
 
 def fold(run: Callable[..., tuple], leads: Sequence[bool]) -> Callable:
     """`run`, but `jax.vmap` folds its axis into the batch.
@@ -65,6 +67,7 @@ def fold(run: Callable[..., tuple], leads: Sequence[bool]) -> Callable:
             )
             return made, (True,) * len(made)
 
-        return folded(*(arrays[i] for i in present))
+        made = folded(*(arrays[i] for i in present))
+        return _varying.like(made, arrays)
 
     return call

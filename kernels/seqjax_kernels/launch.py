@@ -2,12 +2,12 @@
 
 One function, three routes:
 
-    direct      jaxlib's own Triton call, the default. It joins CUDA graphs
-                with the rest of the program, and jaxlib 0.11.2 checks its PTX
+    direct      jaxlib's own Triton call, the default. It is a call of XLA's
+                newer interface, the only one that CUDA graphs may hold, takes
+                absent inputs, and from jaxlib 0.11.2 on its PTX is checked
                 when a program is compiled, with or without a GPU.
-    jax_triton  jax-triton 0.3.1: neither, and it takes no absent inputs. No
-                GPU was at hand to time the two; `python -m benchmarks.gpu`
-                compares them.
+    jax_triton  jax-triton 0.3.1, which is none of that. No GPU was at hand to
+                time the two; `python -m benchmarks.gpu` compares them.
     interpret   Triton's interpreter on the CPU, every access checked; for
                 processes that start with TRITON_INTERPRET=1, and then the only
                 one.
@@ -35,6 +35,7 @@ import numpy as np
 from seqjax_kernels import _direct
 from seqjax_kernels import _interpret
 from seqjax_kernels import _jax_triton
+from seqjax_kernels import _varying
 from seqjax_kernels import _versions
 from seqjax_kernels import devices
 
@@ -97,14 +98,16 @@ def call(
             raise ValueError(
                 f"{_name(kernel)}: grid is {grid}, and outputs are not empty"
             )
-        return tuple(jax.numpy.zeros(o.shape, o.dtype) for o in outputs)
+        results = [jax.numpy.zeros(o.shape, o.dtype) for o in outputs]
+        return _varying.like(results, inputs)
     pointers = tuple(
         (name, _direct.dtype_name(array.dtype))
         for name, array in (given | made).items()
         if array is not None
     )
     if route == "interpret":
-        return _interpreted(kernel, grid, given, made, constants)
+        results = _interpreted(kernel, grid, given, made, constants)
+        return _varying.like(results, inputs)
     _, arch = devices.meant()
     absent = {name: None for name, array in given.items() if array is None}
     program = _direct.Program(
@@ -120,7 +123,7 @@ def call(
         return tuple(jax.numpy.empty(o.shape, o.dtype) for o in outputs)
     arrays = [array for array in inputs if array is not None]
     launch = _direct.launch if route == "direct" else _jax_triton.launch
-    return tuple(launch(program, arrays, outputs, grid))
+    return _varying.like(launch(program, arrays, outputs, grid), inputs)
 
 
 @contextlib.contextmanager

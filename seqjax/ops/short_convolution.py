@@ -8,6 +8,7 @@ q, k and v; alone it sees W tokens.
 """
 
 from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,13 @@ from seqjax import recurrence
 from seqjax.ops import _contract
 from seqjax.ops import _dispatch
 from seqjax.parallel import halo
+from seqjax_kernels import launch
+from seqjax_kernels.pointwise import convolution
 
 _OP = "short_convolution"
 _ACTIVATIONS = {None: lambda x: x, "silu": jax.nn.silu}
+# Taps of the kernels are unrolled, those of backward squared.
+_MOST_TAPS = 8
 
 
 def short_convolution(
@@ -55,7 +60,9 @@ def short_convolution(
       exchange: must be None, there is no choice.
       form: must be None, the operator has one form.
       chunk_size: must be None.
-      implementation: "xla", a list of names, or None for the best available.
+      implementation: "triton" (NVIDIA GPUs, no float64, at most 8 taps;
+        differentiable once), "xla", a list of names, or None for the first of
+        these that can run.
       state_dtype: of the returned state, default float32 (float64).
 
     Returns:
@@ -108,31 +115,41 @@ def short_convolution(
         initial_state = jnp.zeros((shapes["B"], window, shapes["D"]), dtype)
     inputs = _contract.align_inputs(
         dict(
-            x=recurrence.mask_padding(segment_ids, x).astype(dtype),
-            weight=weight.astype(dtype),
-            bias=None if bias is None else bias.astype(dtype),
+            x=x,
+            weight=weight,
+            bias=bias,
             initial=initial_state.astype(dtype),
             segment_ids=segment_ids,
         ),
         axis_name,
     )
     run = _dispatch.choose(_OP, implementation, **inputs)
+    run = functools.partial(run, activation=activation, dtype=dtype)
     if axis_name is None:
-        y, state = run(**inputs, activation=activation)
+        y, state = run(**inputs)
     else:
-        y, state = _shard(run, activation, axis_name, **inputs)
-    y = recurrence.mask_padding(segment_ids, y)
+        y, state = _shard(run, dtype, axis_name, **inputs)
     return y.astype(x.dtype), state.astype(state_dtype)
 
 
 def run_xla(
-    x, weight, bias, initial, segment_ids, *, activation, initial_ids=None
+    x,
+    weight,
+    bias,
+    initial,
+    segment_ids,
+    *,
+    activation,
+    dtype,
+    initial_ids=None,
 ):
     """The convolution in plain JAX; the reference of any kernel.
 
     `initial_ids` [B, W-1] are the ids of the initial state, -2 (the default)
     for "the first document of the row".
     """
+    x = recurrence.mask_padding(segment_ids, x).astype(dtype)
+    weight = weight.astype(dtype)
     taps, length = weight.shape[0], x.shape[1]
     if segment_ids is None or length == 0:
         inputs = jnp.concatenate([initial, x], axis=1)
@@ -144,11 +161,47 @@ def run_xla(
     else:
         y, state = _packed(x, weight, initial, segment_ids, initial_ids)
     if bias is not None:
-        y = y + bias[None, None]
-    return _ACTIVATIONS[activation](y), state
+        y = y + bias.astype(dtype)[None, None]
+    y = _ACTIVATIONS[activation](y)
+    return recurrence.mask_padding(segment_ids, y), state
 
 
-_dispatch.IMPLEMENTATIONS[_OP] = {"xla": _dispatch.Implementation(run_xla)}
+def run_triton(
+    x,
+    weight,
+    bias,
+    initial,
+    segment_ids,
+    *,
+    activation,
+    dtype,
+    initial_ids=None,
+):
+    """The same as a GPU kernel, which reads x as it is and skips padding."""
+    del dtype  # float32
+    plan = None
+    if segment_ids is not None:
+        taps = weight.shape[0]
+        plan = convolution.make_plan(segment_ids, taps, initial_ids)
+    return convolution.short_convolution(
+        x, weight, bias, initial, plan, activation=activation
+    )
+
+
+def _triton_refuses(platform, x, weight, bias, initial, segment_ids):
+    if initial.dtype == jnp.float64:
+        return "takes no float64"
+    if weight.shape[0] > _MOST_TAPS:
+        return f"takes at most {_MOST_TAPS} taps, got {weight.shape[0]}"
+    if x.size == 0:
+        return "takes no empty x"
+    return launch.why_not()
+
+
+_dispatch.IMPLEMENTATIONS[_OP] = {
+    "triton": _dispatch.Implementation(run_triton, _triton_refuses),
+    "xla": _dispatch.Implementation(run_xla),
+}
 
 
 def _packed(x, weight, initial, segment_ids, initial_ids):
@@ -203,14 +256,13 @@ def _take(tree, order):
     )
 
 
-def _shard(
-    run, activation, axis_name, *, x, weight, bias, initial, segment_ids
-):
+def _shard(run, dtype, axis_name, *, x, weight, bias, initial, segment_ids):
     """This device's shard, and the state behind the whole sequence."""
     size = weight.shape[0] - 1
     window, window_ids = initial, None
+    real = recurrence.mask_padding(segment_ids, x).astype(dtype)
     if size > 0 and segment_ids is None:
-        window = halo.fetch(x, size, None, axis_name)
+        window = halo.fetch(real, size, None, axis_name)
         # One device alone receives nothing.
         window = jnp.pad(window, ((0, 0), (size - window.shape[1], 0), (0, 0)))
         first = jax.lax.axis_index(axis_name) == 0
@@ -219,7 +271,7 @@ def _shard(
         # The filler counts as padding: it stays only where tokens are too few.
         filler = ((0, 0), (size, 0))
         tail, tail_ids = halo.last_real(
-            jnp.pad(x, (*filler, (0, 0))),
+            jnp.pad(real, (*filler, (0, 0))),
             jnp.pad(segment_ids, filler, constant_values=recurrence.PADDING),
             size,
         )
@@ -232,7 +284,6 @@ def _shard(
         bias,
         window,
         segment_ids,
-        activation=activation,
         initial_ids=window_ids,
     )
     return y, recurrence.last_device(state, axis_name)

@@ -92,14 +92,16 @@ def make_plan(
     """
     real = segment_ids != PADDING
     scattered = jnp.any(~real[:, :-1] & real[:, 1:])
-    times = jnp.broadcast_to(
-        jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape
-    )
+    # Times that vary over whatever mesh axes the ids vary over, as sorting
+    # alone does not say.
+    times = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None] + 0 * real
     # Real tokens moved together; where they stand so already, no sort.
     order = jax.lax.cond(
         scattered,
-        lambda real: jnp.argsort(~real, axis=1, stable=True).astype(jnp.int32),
-        lambda real: times + 0 * real,
+        lambda real: jax.lax.sort(
+            (~real, times), dimension=1, is_stable=True, num_keys=1
+        )[1],
+        lambda real: times,
         real,
     )
     rank = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
@@ -214,8 +216,9 @@ def _backward(static, kept, bars):
             *inputs,
             outputs=[
                 jax.ShapeDtypeStruct(x.shape, x.dtype),
-                jax.ShapeDtypeStruct((batch, runs, taps, width), jnp.float32),
-                jax.ShapeDtypeStruct((batch, runs, width), jnp.float32),
+                jax.ShapeDtypeStruct(
+                    (batch, runs, taps + 1, width), jnp.float32
+                ),
             ],
             grid=(batch * runs, columns, 1),
             constants=constants
@@ -223,7 +226,7 @@ def _backward(static, kept, bars):
                 T=length,
                 D=width,
                 BT=config.rows,
-                BW=configs.power_of_two(taps),
+                BW=configs.power_of_two(taps + 1),
                 TILES=config.tiles,
             ),
             num_warps=config.num_warps,
@@ -254,17 +257,17 @@ def _backward(static, kept, bars):
         y_bar,
         state_bar if taps > 1 else None,
     )
-    x_bar, weight_bar, bias_bar = made[:3]
-    weight_bar = jnp.sum(weight_bar, (0, 1)).astype(weight.dtype)
-    bias_bar = (
-        None if bias is None else jnp.sum(bias_bar, (0, 1)).astype(bias.dtype)
-    )
+    x_bar, sums_bar = made[:2]
+    weight_bar = jnp.sum(sums_bar[:, :, :-1], (0, 1)).astype(weight.dtype)
+    bias_bar = None
+    if bias is not None:
+        bias_bar = jnp.sum(sums_bar[:, :, -1], (0, 1)).astype(bias.dtype)
     if initial is None:
         initial_bar = None
     elif taps == 1:
         initial_bar = jnp.zeros_like(initial)
     else:
-        initial_bar = made[3].astype(initial.dtype)
+        initial_bar = made[2].astype(initial.dtype)
     return x_bar, weight_bar, bias_bar, initial_bar, None
 
 

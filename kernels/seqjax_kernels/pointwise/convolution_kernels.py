@@ -202,8 +202,7 @@ def backward_kernel(
     y_bar,
     state_bar,
     x_bar,
-    weight_bar,
-    bias_bar,
+    sums_bar,
     T: tl.constexpr,
     D: tl.constexpr,
     W: tl.constexpr,
@@ -213,7 +212,7 @@ def backward_kernel(
     BW: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """x_bar [B,T,D]; to sum, weight_bar [B,RUNS,W,D] and bias_bar [B,RUNS,D].
+    """x_bar [B,T,D]; sums_bar [B,RUNS,W+1,D], of weight and last of bias.
 
     A program makes one run of TILES tiles of BT tokens.
     """
@@ -224,8 +223,7 @@ def backward_kernel(
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     in_d = d < D
     w = tl.arange(0, BW)
-    taps_bar = tl.zeros([BW, BD], tl.float32)
-    sum_bar = tl.zeros([BD], tl.float32)
+    sums = tl.zeros([BW, BD], tl.float32)
     for tile in range(TILES):
         t = (run * TILES + tile) * BT + tl.arange(0, BT)
         inside = t < T
@@ -233,13 +231,13 @@ def backward_kernel(
             x, weight, bias, initial, sources, y_bar, b, t, inside, d,
             T, D, W, SILU,
         )  # fmt: skip
-        sum_bar += tl.sum(z_bar, 0)
+        sums += tl.where((w == W)[:, None], tl.sum(z_bar, 0)[None, :], 0.0)
         for j in tl.static_range(W):
             s = _source(sources, b, t, inside, j, T, W)
             u = _rows(x, initial, b, s, inside, d, T, D, W)
             tap_bar = tl.sum(z_bar * u, 0)
             row = (w == W - 1 - j)[:, None]
-            taps_bar += tl.where(row, tap_bar[None, :], 0.0)
+            sums += tl.where(row, tap_bar[None, :], 0.0)
         u_bar = _rows_bar(
             x, weight, bias, initial, sources, targets, y_bar, state_bar, b, t,
             inside, d, T, D, W, SILU,
@@ -248,11 +246,8 @@ def backward_kernel(
         mask = inside[:, None] & in_d[None, :]
         tl.store(x_bar + cells, u_bar.to(x_bar.dtype.element_ty), mask=mask)
     row = b * RUNS + run
-    cells = (row * W + w)[:, None] * D + d[None, :]
-    tl.store(
-        weight_bar + cells, taps_bar, mask=(w < W)[:, None] & in_d[None, :]
-    )
-    tl.store(bias_bar + row * D + d, sum_bar, mask=in_d)
+    cells = (row * (W + 1) + w)[:, None] * D + d[None, :]
+    tl.store(sums_bar + cells, sums, mask=(w <= W)[:, None] & in_d[None, :])
 
 
 @triton.jit

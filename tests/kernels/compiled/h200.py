@@ -1,5 +1,6 @@
 """A JAX function compiled for an H200 without one."""
 
+import functools
 import pathlib
 import re
 from typing import NamedTuple
@@ -38,23 +39,32 @@ class Cost(NamedTuple):
     outputs: int
 
 
-def compile_for(function, *shapes, **options) -> jax.stages.Compiled:
-    """`function` of `jax.ShapeDtypeStruct`s, compiled for an H200."""
+@functools.cache
+def _mesh() -> jax.sharding.Mesh:
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=TARGET.read_text(), topology="1x1x1"
     )
-    mesh = topologies.make_mesh(topology, (1,), ("x",))
+    return topologies.make_mesh(topology, (1,), ("x",))
+
+
+def abstract_mesh() -> jax.sharding.AbstractMesh:
+    """Under which a program is traced for an H200."""
+    device = jax.sharding.AbstractDevice(
+        device_kind="NVIDIA H200", num_cores=132, platform="gpu"
+    )
+    return _mesh().abstract_mesh.update(abstract_device=device)
+
+
+def compile_for(function, *shapes, **options) -> jax.stages.Compiled:
+    """`function` of `jax.ShapeDtypeStruct`s, compiled for an H200."""
+    mesh = _mesh()
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     arguments = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
     )
-    device = jax.sharding.AbstractDevice(
-        device_kind="NVIDIA H200", num_cores=132, platform="gpu"
-    )
-    abstract = mesh.abstract_mesh.update(abstract_device=device)
     # A function of its own: a cached trace may be another device's.
-    with jax.sharding.use_abstract_mesh(abstract):
+    with jax.sharding.use_abstract_mesh(abstract_mesh()):
         traced = jax.jit(lambda *a: function(*a)).trace(*arguments)
         lowered = traced.lower(lowering_platforms=("cuda",))
     return lowered.compile(options or None)

@@ -120,11 +120,11 @@ def test_mixed():
 
 def test_parts_of_the_sequence_and_shares_of_heads(monkeypatch):
     """Passes over parts of the sequence, and heads shared by programs."""
-    monkeypatch.setattr(configs, "parts", lambda problem: 3)
-    monkeypatch.setattr(configs, "shares", lambda problem: 2)
+    monkeypatch.setattr(configs, "parts", lambda *_: 3)
+    monkeypatch.setattr(configs, "shares", lambda *_: 2)
     # The last part ends beyond the sequence.
-    arrays, bars = case((1, 100, 1, 4, 16, 20), packed=True)
-    check(arrays, bars, BOUNDS["float32"], 16)
+    arrays, bars = case((1, 100, 1, 4, 16, 20), dtype="bfloat16", packed=True)
+    check(arrays, bars, BOUNDS["bfloat16"], 16)
 
 
 def test_mild_gates_beside_a_hard_one():

@@ -1,0 +1,145 @@
+"""The GPU benchmark refuses without a GPU; its arithmetic is right."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import _gpu_cases
+from benchmarks import _gpu_measure
+from benchmarks import _gpu_peers
+from benchmarks import gpu
+from tests import _tree
+
+Row = _gpu_measure.Row
+SHAPE = _gpu_cases.Shape(2, 128, 4, 32)
+CASES = {case.name: case for case in _gpu_cases.CASES}
+
+
+def test_it_refuses_without_a_gpu():
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            [str(_tree.ROOT), str(_tree.ROOT / "kernels")]
+        )
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "benchmarks.gpu"],
+        cwd=_tree.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == gpu.EXIT_NO_GPU
+    assert done.stderr.startswith("benchmarks.gpu needs a CUDA GPU. ")
+    assert "make test-kernels" in done.stderr and not done.stdout
+
+
+class Clock:
+    """A clock that only calls move on."""
+
+    def __init__(self, seconds_of):
+        self.now, self.seconds_of, self.calls = 0.0, seconds_of, 0
+
+    def start(self, i):
+        self.now += self.seconds_of(self.calls)
+        self.calls += 1
+        return i
+
+    def __call__(self):
+        return self.now
+
+
+def test_medians():
+    """One slow batch of many changes nothing."""
+    clock = Clock(lambda call: 1.0 if call == 20 else 0.004)
+    found = _gpu_measure.median_ms(
+        clock.start, lambda _: None, repeats=9, seconds=1e9, clock=clock
+    )
+    assert found == pytest.approx(4)
+    clock = Clock(lambda call: 2.0)
+    assert _gpu_measure.median_ms(
+        clock.start, lambda _: None, seconds=1, clock=clock
+    ) == pytest.approx(2000)
+    assert clock.calls == 3 + 1 + 3
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [(2**20, 16), (2**26, 4), (2**30, 1), (0, 16)]
+)
+def test_inputs_take_turns(size, count):
+    assert _gpu_measure.copies(size) == count
+
+
+def test_roofline():
+    roofline = _gpu_measure.Roofline(bandwidth=1e12, flops=1e15)
+    assert roofline.milliseconds(1e9, 1e9) == pytest.approx(1)
+    assert roofline.milliseconds(1e6, 1e12) == pytest.approx(1)
+
+
+def test_bytes_and_flops():
+    tokens = 2 * 128 * 4 * 32
+    plain, gated = CASES["linear_attention"], CASES["simple_gla"]
+    assert _gpu_cases.moved_bytes(plain, SHAPE, False) == 4 * 2 * tokens
+    assert _gpu_cases.moved_bytes(plain, SHAPE, True) == (4 + 7) * 2 * tokens
+    more = _gpu_cases.moved_bytes(gated, SHAPE, False) - 8 * tokens
+    assert more == 4 * 2 * 128 * 4  # float32 gates
+    assert _gpu_cases.needed_flops(plain, SHAPE, False) == (
+        2 * tokens * (64 + 64 + 32 + 32)
+    )
+    assert _gpu_cases.needed_flops(CASES["short_convolution"], SHAPE, True) == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases_run(name):
+    case, shape = CASES[name], _gpu_cases.Shape(1, 8, 2, 4)
+    arrays = _gpu_cases.make_inputs(case, shape, seed=0)
+    kinds = {n: k for n, (_, k) in case.shapes(shape).items()}
+    assert list(arrays) == list(kinds)
+    y = case.run(arrays, "xla")
+    assert y.size == 1 * 8 * 2 * 4 and np.isfinite(np.asarray(y)).all()
+    assert (arrays.get("log_decay", np.zeros(1)) <= 0).all()
+    assert "xla" in gpu._implementations(name)
+
+
+def test_ratios():
+    rows = [
+        Row("gla", "a", "fla", forward_ms=2.0, both_ms=6.0),
+        Row("gla", "a", "triton", forward_ms=1.0, both_ms=4.0),
+        Row("gla", "a", "xla", forward_ms=1.0, both_ms=12.0),
+        Row("ssd", "a", "triton", forward_ms=1.0, both_ms=4.0),
+        Row("ssd", "a", "xla", forward_ms=1.0, both_ms=10.0),
+        Row("gla", "b", "fla", note="no torch"),
+        Row("gla", "b", "triton", forward_ms=1.0),
+    ]
+    ratios = [r.ratio for r in gpu._rated(rows)]
+    assert ratios[1] == 1.5 and ratios[2] == 0.5 and ratios[3] == 2.5
+    assert ratios[5] is None and ratios[6] is None
+    assert _gpu_measure.geometric_mean([1.5, 6.0]) == pytest.approx(3)
+    assert _gpu_measure.geometric_mean([]) is None
+
+
+def test_lines():
+    row = Row("gla", "1x2x3x4", "triton", 1.5, 4.0, 0.5, None, 2.0, 8.0, 1.0)
+    header, line, other = _gpu_measure.lines(
+        [row, Row("gla", "1x2x3x4", "fla", note="no torch")]
+    )
+    assert len(header) == len(line) and line.split()[3:5] == ["1.500", "50%"]
+    assert other.endswith("  no torch")
+
+
+def test_peers_say_why_not():
+    for peer in ("gla", "sdpa"):
+        reason = _gpu_peers.why_not(peer)
+        assert reason is None or "torch" in reason or "fla" in reason
+
+
+def test_a_failing_row_costs_only_itself():
+    def fails():
+        raise RuntimeError("out of memory\nwith details")
+
+    row = gpu._tried(fails, name="gla", by="triton")
+    assert row.note == "RuntimeError: out of memory"
+    assert (row.operator, row.contender) == ("gla", "triton")

@@ -1,0 +1,77 @@
+"""What each operator may cost on a GPU: launches, and memory beside its arrays.
+
+Counted in the program that XLA compiles for an H200.  Temporary bytes are those
+of the gradient's program, as a multiple of the bytes of its inputs and outputs.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax import ops
+
+
+class Budget(NamedTuple):
+    """One operator at one shape.
+
+    Attributes:
+      name: what is tested.
+      run: takes the inputs, returns (y, state).
+      inputs: shapes and dtypes; floating ones are differentiated.
+      kernels: Triton launches, forward alone and forward with gradient.
+      launches: all launches, likewise.
+      temporary: of the gradient, over its inputs and outputs.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
+    kernels: tuple[int, int]
+    launches: tuple[int, int]
+    temporary: float
+
+
+def _of(dtype, *shape):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _convolution(x, weight, bias, initial_state):
+    return ops.short_convolution(
+        x,
+        weight,
+        bias=bias,
+        activation="silu",
+        initial_state=initial_state,
+        implementation="triton",
+    )
+
+
+def _packed(x, weight, segment_ids):
+    return ops.short_convolution(
+        x, weight, segment_ids=segment_ids, implementation="triton"
+    )
+
+
+_X = _of(jnp.bfloat16, 2, 16384, 2048)
+_W = _of(jnp.float32, 4, 2048)
+
+BUDGETS = (
+    Budget(
+        "short_convolution",
+        _convolution,
+        (_X, _W, _of(jnp.float32, 2048), _of(jnp.float32, 2, 3, 2048)),
+        (1, 3),
+        (2, 6),
+        0.01,
+    ),
+    Budget(
+        "short_convolution, packed",
+        _packed,
+        (_X, _W, _of(jnp.int32, 2, 16384)),
+        (1, 2),
+        (16, 22),
+        0.01,
+    ),
+)
