@@ -1,7 +1,7 @@
 """The additive rule as GPU kernels, with the derivative of the chunk form.
 
 Residuals are those of the chunk form: the inputs, and one state a chunk, here
-in the dtype in which products read it.
+in the dtype in which products read it; with gates of channels the scores too.
 """
 
 import functools
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from seqjax_kernels import batching
 from seqjax_kernels import launch
+from seqjax_kernels.decay import channel
+from seqjax_kernels.decay import problems
 from seqjax_kernels.decay import scalar
 
 _WIDEST = 256  # keys and values of a head
@@ -71,9 +73,7 @@ def refuses(
         return f"takes K and V up to {_WIDEST}, got K = {key}, V = {value}"
     if q.size == 0 or v.size == 0:
         return "takes no empty inputs"
-    if log_decay is not None and log_decay.ndim == 4:
-        return "takes no gates of key channels"
-    sizes = scalar.chunk_sizes(q, k, v)
+    sizes = problems.chunk_sizes(q, k, v)
     if chunk_size is not None and chunk_size not in sizes:
         accepted = ", ".join(str(size) for size in sizes)
         return f"takes a chunk_size of {accepted} here, got {chunk_size}"
@@ -86,31 +86,31 @@ def _additive(plan, q, k, v, log_decay, starts, initial):
 
 
 def _forward(plan, q, k, v, log_decay, starts, initial):
+    kernels = channel if _of_channels(log_decay) else scalar
     run = functools.partial(
-        scalar.forward, scale=plan.scale, chunk_size=plan.chunk_size
+        kernels.forward, scale=plan.scale, chunk_size=plan.chunk_size
     )
     inputs = (q, k, v, log_decay, starts, initial)
     leads = (True, True, True, _of_tokens(log_decay), True, True)
-    y, state, states = batching.fold(run, leads)(*inputs)
-    return (y, state), (q, k, v, log_decay, starts, states)
+    y, state, *kept = batching.fold(run, leads)(*inputs)
+    return (y, state), (q, k, v, log_decay, starts, *kept)
 
 
 def _backward(plan, residual, cotangents):
-    q, k, v, log_decay, starts, states = residual
-    y_bar, state_bar = cotangents
-    gate_gradient = plan.decay_gradient and log_decay is not None
-    backward = functools.partial(
-        scalar.backward,
-        scale=plan.scale,
-        gate_gradient=gate_gradient,
-        chunk_size=plan.chunk_size,
-    )
+    log_decay = residual[3]
+    shared = dict(scale=plan.scale, chunk_size=plan.chunk_size)
+    if _of_channels(log_decay):
+        backward = functools.partial(channel.backward, **shared)
+    else:
+        backward = functools.partial(
+            scalar.backward, gate_gradient=plan.decay_gradient, **shared
+        )
 
     def run(*arrays):
         return tuple(x for x in backward(*arrays) if x is not None)
 
-    inputs = (q, k, v, log_decay, starts, states, y_bar, state_bar)
-    leads = (True, True, True, _of_tokens(log_decay), True, True, True, True)
+    inputs = (*residual, *cotangents)
+    leads = tuple(i != 3 or _of_tokens(log_decay) for i in range(len(inputs)))
     q_bar, k_bar, v_bar, *log_bar, initial_bar = batching.fold(run, leads)(
         *inputs
     )
@@ -128,3 +128,7 @@ _additive.defvjp(_forward, _backward)
 
 def _of_tokens(log_decay):
     return log_decay is None or log_decay.ndim > 1
+
+
+def _of_channels(log_decay):
+    return log_decay is not None and log_decay.ndim == 4

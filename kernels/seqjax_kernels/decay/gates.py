@@ -54,6 +54,37 @@ def tail_decays(gate, starts, b, h, t, T, H, GATE: tl.constexpr):
 
 
 @triton.jit
+def channel_factors(gate, starts, row, t, kk, T, H, K, REVERSE: tl.constexpr):
+    """(decays [BK, C] by channel and token, of the chunk [BK, 1]).
+
+    From in front of the chunk through each token where `REVERSE`, else from
+    behind each token to the chunk's end.  `row` counts tokens up to the chunk,
+    `t` are its times, beyond T where there is none; `gate` points to the head.
+    """
+    C: tl.constexpr = t.shape[0]
+    rows = tl.arange(0, C)
+    cells = kk[:, None] + rows[None, :] * (H * K)
+    mask = (t < T)[None, :] & (kk[:, None] < K)
+    g = tl.load(gate + row * (H * K) + cells, mask=mask, other=0.0)
+    g = g.to(tl.float32)
+    if starts is not None:
+        cut = tl.load(starts + row + rows, mask=t < T, other=0)
+        g = tl.where((cut != 0)[None, :], float("-inf"), g)
+    total = tl.exp(tl.sum(g, 1))[:, None]
+    if REVERSE:
+        return tl.exp(tl.cumsum(g, 1)), total
+    else:
+        later = (t + 1 < T) & (rows < C - 1)
+        mask = later[None, :] & (kk[:, None] < K)
+        g = tl.load(gate + (row + 1) * (H * K) + cells, mask=mask, other=0.0)
+        g = g.to(tl.float32)
+        if starts is not None:
+            cut = tl.load(starts + row + 1 + rows, mask=later, other=0)
+            g = tl.where((cut != 0)[None, :], float("-inf"), g)
+        return tl.exp(tl.cumsum(g, 1, reverse=True)), total
+
+
+@triton.jit
 def _after(high, low, zeros, later_high, later_low, later_zeros):
     """The sum of a run of gates and of the run behind it."""
     total = high + later_high

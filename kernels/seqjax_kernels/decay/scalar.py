@@ -6,48 +6,14 @@ Forward: a pass over chunks writes the state in front of each, then all outputs
 at once.  Backward: the same pass in reverse over dS, then all gradients at
 once.  Memory beside inputs and results: one state a chunk and direction, in
 the dtype of the operands (K V / C numbers a token and head).
-
-Products are of bfloat16 operands where an input is bfloat16.  Else they are of
-float32 operands, as three products of TF32: the digits of float32, on tensor
-cores.  float16 is too narrow for states and scores, and so counts as float32.
 """
-
-import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from seqjax_kernels import launch
-from seqjax_kernels.decay import configs
-
-NO_GATE, HEAD_GATE, TOKEN_GATE = 0, 1, 2
-
-
-class Problem(NamedTuple):
-    """What the launches of one call share; hashable."""
-
-    batch: int
-    length: int
-    groups: int
-    heads: int
-    key: int
-    value: int
-    scale: float
-    gate: int
-    operand: str
-    precision: str
-    config: configs.Config
-
-    @property
-    def chunks(self) -> int:
-        """Chunks of a row."""
-        return -(-self.length // self.config.chunk)
-
-    @property
-    def state_dtype(self):
-        """Of the states kept between launches: as products read them."""
-        return jnp.bfloat16 if self.operand == "bf16" else jnp.float32
+from seqjax_kernels.decay import passes
+from seqjax_kernels.decay import problems
 
 
 def forward(
@@ -79,10 +45,17 @@ def forward(
       (y [B, T, H, V] in the dtype of v, state float32 [B, H, K, V], states
       [B, H, chunks, K, V] in front of each chunk).
     """
-    problem = make_problem(q, k, v, log_decay, scale, chunk_size)
-    starts = _as_int8(starts)
-    states, final = _states(
-        problem, k, v, log_decay, starts, initial, False, launcher
+    problem = problems.make_problem(q, k, v, log_decay, scale, chunk_size)
+    starts = passes.as_int8(starts)
+    states, final = passes.carry(
+        problem,
+        k,
+        v,
+        log_decay,
+        starts,
+        initial,
+        reverse=False,
+        launcher=launcher,
     )
     tiles = problem.config.outputs
     blocks = -(-problem.value // tiles.value)
@@ -98,7 +71,7 @@ def forward(
         states,
         outputs=[jax.ShapeDtypeStruct(v.shape, v.dtype)],
         grid=(problem.batch * problem.heads * problem.chunks * blocks, 1, 1),
-        constants=_constants(problem, tiles, SCALE=problem.scale),
+        constants=problems.constants(problem, tiles, SCALE=problem.scale),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
         launcher=launcher,
@@ -141,10 +114,17 @@ def backward(
       (dq, dk, dv in the dtypes of q, k, v; dlog_decay float32 [B, T, H] or
       None; dinitial float32).
     """
-    problem = make_problem(q, k, v, log_decay, scale, chunk_size)
-    starts = _as_int8(starts)
-    state_bars, initial_bar = _states(
-        problem, q, y_bar, log_decay, starts, final_bar, True, launcher
+    problem = problems.make_problem(q, k, v, log_decay, scale, chunk_size)
+    starts = passes.as_int8(starts)
+    state_bars, initial_bar = passes.carry(
+        problem,
+        q,
+        y_bar,
+        log_decay,
+        starts,
+        final_bar,
+        reverse=True,
+        launcher=launcher,
     )
     from seqjax_kernels.decay import key_gradients
     from seqjax_kernels.decay import value_gradients
@@ -161,17 +141,19 @@ def backward(
         state_bars,
         outputs=[jax.ShapeDtypeStruct(v.shape, v.dtype)],
         grid=(problem.batch * problem.heads * problem.chunks * blocks, 1, 1),
-        constants=_constants(problem, tiles, SCALE=problem.scale),
+        constants=problems.constants(problem, tiles, SCALE=problem.scale),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
         launcher=launcher,
     )
     tiles = problem.config.keys
     blocks = -(-problem.key // tiles.key)
-    shares = configs.shares(problem)
+    shares = problem.shares
     dtypes = (q.dtype, k.dtype) if shares == 1 else (jnp.float32,) * 2
     made = [jax.ShapeDtypeStruct((shares, *q.shape), d) for d in dtypes]
-    constants = _constants(problem, tiles, SCALE=problem.scale, SHARES=shares)
+    constants = problems.constants(
+        problem, tiles, SCALE=problem.scale, SHARES=shares
+    )
     if gate_gradient and log_decay is not None:
         gates = (blocks, *v.shape[:3])
         made.append(jax.ShapeDtypeStruct(gates, jnp.float32))
@@ -208,106 +190,3 @@ def backward(
         gate_bar[0] if gate_bar else None,
         initial_bar,
     )
-
-
-def chunk_sizes(q, k, v) -> tuple[int, ...]:
-    """Chunk sizes that the kernels have for inputs of these dtypes."""
-    return configs.chunk_sizes(_operand(q, k, v) == "fp32")
-
-
-def make_problem(q, k, v, log_decay, scale, chunk_size) -> Problem:
-    """Shapes, arithmetic and tiles of one call."""
-    batch, length, groups, key = q.shape
-    heads, value = v.shape[2:]
-    operand = _operand(q, k, v)
-    precision = "ieee" if operand == "bf16" else "tf32x3"
-    gate = NO_GATE
-    if log_decay is not None:
-        gate = HEAD_GATE if log_decay.ndim == 1 else TOKEN_GATE
-    return Problem(
-        batch, length, groups, heads, key, value, float(scale), gate, operand,
-        precision, configs.choose(key, value, chunk_size, operand == "fp32"),
-    )  # fmt: skip
-
-
-def _operand(*inputs) -> str:
-    dtypes = {jnp.dtype(x.dtype).name for x in inputs}
-    return "bf16" if "bfloat16" in dtypes else "fp32"
-
-
-def _states(problem, x, y, log_decay, starts, first, reverse, launcher):
-    """States before each chunk and the last, in the order of the pass."""
-    from seqjax_kernels.decay import states
-
-    tiles = problem.config.states
-    grid = (
-        -(-problem.key // tiles.key),
-        -(-problem.value // tiles.value),
-    )
-    rows = problem.batch * problem.heads
-    parts = configs.parts(problem)
-    constants = _constants(
-        problem,
-        tiles,
-        SCALE=problem.scale if reverse else 1.0,
-        PARTS=parts,
-        REVERSE=reverse,
-    )
-    call = functools.partial(
-        launch.call,
-        grid=(rows * parts, *grid),
-        constants=constants,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
-        launcher=launcher,
-    )
-    writes = decays = None
-    per_head = (problem.batch, problem.heads)
-    state = (problem.key, problem.value)
-    if parts > 1:
-        writes, decays = call(
-            states.parts_kernel,
-            x,
-            y,
-            log_decay,
-            starts,
-            outputs=[
-                jax.ShapeDtypeStruct((*per_head, parts, *state), jnp.float32),
-                jax.ShapeDtypeStruct((*per_head, parts), jnp.float32),
-            ],
-        )
-    kept = jax.ShapeDtypeStruct(
-        (*per_head, problem.chunks, *state), problem.state_dtype
-    )
-    return call(
-        states.states_kernel,
-        x,
-        y,
-        log_decay,
-        starts,
-        first,
-        writes,
-        decays,
-        outputs=[kept, jax.ShapeDtypeStruct((*per_head, *state), jnp.float32)],
-    )
-
-
-def _constants(problem, tiles, **more) -> dict[str, Any]:
-    return dict(
-        T=problem.length,
-        G=problem.groups,
-        H=problem.heads,
-        K=problem.key,
-        V=problem.value,
-        C=problem.config.chunk,
-        GATE=problem.gate,
-        DOT=problem.operand,
-        PRECISION=problem.precision,
-        BK=tiles.key,
-        BV=tiles.value,
-        **more,
-    )
-
-
-def _as_int8(starts):
-    return None if starts is None else starts.astype(jnp.int8)

@@ -69,12 +69,18 @@ def _run(
         t = chunk * C + rows
         first = b * T + chunk * C
         ok = (t >= 0) & (t < T)
-        if REVERSE:
-            t = tl.where(ok, t, T)
+        t = tl.where(ok, t, T)
+        if GATE == gates.CHANNEL_GATE:
+            factor, total = gates.channel_factors(
+                gate + h * K, starts, first, t, kk, T, H, K, REVERSE
+            )
+        elif REVERSE:
             factor = gates.head_decays(gate, starts, b, h, t, T, H, GATE)
             total = tl.min(factor, 0)
+            factor = factor[None, :]
         else:
             factor, total = gates.tail_decays(gate, starts, b, h, t, T, H, GATE)
+            factor = factor[None, :]
         x_tile = tl.load(
             x + (first * G + head) * K + keys,
             mask=ok[None, :] & (kk[:, None] < K),
@@ -85,14 +91,15 @@ def _run(
             mask=ok[:, None] & (vv[None, :] < V),
             other=0.0,
         )
-        x_tile = x_tile.to(tl.float32) * (SCALE * factor)[None, :]
+        x_tile = x_tile.to(tl.float32) * (SCALE * factor)
         state = tl.dot(
             gates.operand(x_tile, DOT),
             gates.operand(y_tile, DOT),
             acc=total * state,
             input_precision=PRECISION,
         )
-        decay = decay * total
+        if GATE != gates.CHANNEL_GATE:
+            decay = decay * total
         if REVERSE:
             chunk -= 1
         else:

@@ -1,0 +1,103 @@
+"""Calls whose kernels are compiled and held to their resources."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from seqjax_kernels import registry
+from seqjax_kernels.decay import channel
+from seqjax_kernels.decay import scalar
+
+
+def _both(q, k, v, log_decay, starts, initial, *, scale):
+    """Runs forward and backward."""
+    y, final, states = scalar.forward(
+        q, k, v, log_decay, starts, initial, scale=scale
+    )
+    return scalar.backward(
+        q, k, v, log_decay, starts, states, y, final, scale=scale
+    )
+
+
+def _both_channel(q, k, v, log_decay, starts, initial, *, scale):
+    """Runs forward and backward with gates of key channels."""
+    y, final, states, scores = channel.forward(
+        q, k, v, log_decay, starts, initial, scale=scale
+    )
+    return channel.backward(
+        q, k, v, log_decay, starts, states, scores, y, final, scale=scale
+    )
+
+
+def _inputs(dtype, shape, gate: str | None = "token", packed=False):
+    batch, length, groups, heads, key, value = shape
+    of = jax.ShapeDtypeStruct
+    gates = {
+        None: None,
+        "head": of((heads,), jnp.float32),
+        "token": of((batch, length, heads), jnp.float32),
+        "channel": of((batch, length, heads, key), jnp.float32),
+    }
+    return (
+        of((batch, length, groups, key), dtype),
+        of((batch, length, groups, key), dtype),
+        of((batch, length, heads, value), dtype),
+        gates[gate],
+        of((batch, length), jnp.bool_) if packed else None,
+        of((batch, heads, key, value), jnp.float32),
+    )
+
+
+_run = functools.partial(_both, scale=0.1)
+_run_channel = functools.partial(_both_channel, scale=0.1)
+_BF16, _FP32 = jnp.bfloat16, jnp.float32
+
+# B, T, G, H, K, V
+CASES = (
+    registry.Case(
+        "scalar bf16 K128 packed",
+        _run,
+        _inputs(_BF16, (2, 4096, 16, 16, 128, 128), packed=True),
+    ),
+    registry.Case(
+        "scalar bf16 K64 head gates",
+        _run,
+        _inputs(_BF16, (8, 1024, 16, 16, 64, 64), "head"),
+    ),
+    registry.Case(
+        "scalar bf16 K128 V64 grouped",
+        _run,
+        _inputs(_BF16, (2, 4096, 1, 32, 128, 64)),
+    ),
+    registry.Case(
+        "scalar bf16 K256 no gates",
+        _run,
+        _inputs(_BF16, (8, 2048, 32, 32, 256, 256), None),
+    ),
+    registry.Case(
+        "scalar bf16 few heads, long, packed",
+        _run,
+        _inputs(_BF16, (1, 16384, 2, 2, 96, 80), packed=True),
+    ),
+    registry.Case(
+        "scalar fp32 K128 packed",
+        _run,
+        _inputs(_FP32, (2, 4096, 16, 16, 128, 128), packed=True),
+    ),
+    registry.Case(
+        "channel bf16 K128 packed",
+        _run_channel,
+        _inputs(_BF16, (2, 4096, 16, 16, 128, 128), "channel", packed=True),
+    ),
+    registry.Case(
+        "channel bf16 K64",
+        _run_channel,
+        _inputs(_BF16, (8, 1024, 16, 16, 64, 64), "channel"),
+    ),
+    registry.Case(
+        "channel fp32 K64 packed",
+        _run_channel,
+        _inputs(_FP32, (2, 4096, 16, 16, 64, 64), "channel", packed=True),
+    ),
+)
