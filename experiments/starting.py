@@ -8,8 +8,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from seqjax import interop
+from seqjax import models
 from seqjax.parallel import sharding
 from seqjax.training import config as config_lib
 from seqjax.training import flags
@@ -29,11 +31,6 @@ def resolve(
     """
     if not config.init_from:
         return config, None
-    if config.model.learned_initial_state:
-        raise flags.ConfigError(
-            "model.learned_initial_state must be False with init_from: the "
-            "checkpoint holds no initial states"
-        )
     try:
         folder = interop.folder(config.init_from)
         described = interop.describe(folder)
@@ -42,7 +39,10 @@ def resolve(
             f"init_from={config.init_from}: {error}"
         ) from error
     model = dataclasses.replace(
-        described, dtype=config.model.dtype, remat=config.model.remat
+        described,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        learned_initial_state=config.model.learned_initial_state,
     )
     config = dataclasses.replace(config, model=model)
     config.validate()
@@ -55,6 +55,31 @@ def resolve(
         _, params = interop.load(
             folder, dtype="float32", mesh=mesh, rules=rules, progress=shown
         )
-        return params
+        return with_first_states(params, model, mesh, rules)
 
     return config, initial
+
+
+def with_first_states(
+    params: dict[str, Any],
+    model: models.LanguageModelConfig,
+    mesh: jax.sharding.Mesh,
+    rules: sharding.ShardingRules,
+) -> dict[str, Any]:
+    """Parameters with those that a checkpoint never has: states, at first 0."""
+    if not model.learned_initial_state:
+        return params
+    known = {
+        sharding.path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    abstract = models.abstract_parameters(model)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, placed: (
+            known[sharding.path_name(path)]
+            if sharding.path_name(path) in known
+            else jnp.zeros(leaf.shape, leaf.dtype, device=placed)
+        ),
+        abstract,
+        sharding.tree_shardings(abstract, mesh, rules),
+    )

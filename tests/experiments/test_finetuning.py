@@ -10,6 +10,10 @@ from experiments import opened
 from experiments import starting
 from seqjax import data
 from seqjax import interop
+from seqjax import models
+from seqjax.interop import checkpoint
+from seqjax.parallel import mesh as mesh_lib
+from seqjax.parallel import sharding
 from seqjax.training import flags
 from seqjax.training import loop
 from seqjax.training import metrics
@@ -66,6 +70,28 @@ def test_loss_starts_at_theirs_and_falls(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, found.params)
 
 
+def test_first_states_are_added(config):
+    learned = dataclasses.replace(config.model, learned_initial_state=True)
+    config = dataclasses.replace(config, model=learned)
+    resolved, initial = starting.resolve(config)
+    mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(fsdp=2))
+    rules = sharding.ShardingRules(min_size=256)
+    params = initial(mesh, rules)
+    checked = checkpoint.leaves(params)
+    known = checkpoint.leaves(golden.load("gla").params)
+    wanted = checkpoint.leaves(models.abstract_parameters(resolved.model))
+    assert {p: x.shape for p, x in checked.items()} == {
+        p: x.shape for p, x in wanted.items()
+    }
+    added = checked.keys() - known.keys()
+    assert added and all("initial_state" in path for path in added)
+    for path, leaf in checked.items():
+        np.testing.assert_array_equal(leaf, known.get(path, 0))
+        assert len(leaf.sharding.device_set) == 8
+    with pytest.raises(ValueError, match="learned_initial_state: True, descr"):
+        interop.save(models.LanguageModel(resolved.model), params, "nowhere")
+
+
 def test_what_does_not_fit(config, tmp_path):
     def said(**changes):
         with pytest.raises(flags.ConfigError) as caught:
@@ -75,7 +101,5 @@ def test_what_does_not_fit(config, tmp_path):
     assert "is no folder, and no hub id" in said(init_from=str(tmp_path / "x"))
     wide = dataclasses.replace(config.data, vocab_size=98)
     assert "model.vocab_size must be at least data.vocab" in said(data=wide)
-    learned = dataclasses.replace(config.model, learned_initial_state=True)
-    assert "learned_initial_state must be False" in said(model=learned)
     plain = dataclasses.replace(config, init_from="")
     assert starting.resolve(plain) == (plain, None)
