@@ -224,7 +224,8 @@ def _stable_gates(k, first_m, starts):
 
     No result depends on the maxima, so they are constants.
     """
-    gate = jax.lax.stop_gradient(k).reshape(*k.shape[:2], -1)
+    batch, length, heads, key = k.shape
+    gate = jax.lax.stop_gradient(k).reshape(batch, length, heads * key)
     decay = jnp.zeros_like(gate)
     if starts is not None:
         decay = jnp.where(starts[..., None], -jnp.inf, decay)

@@ -55,9 +55,9 @@ def incoming_window(
     initial_ids = jnp.broadcast_to(first[None, :, None], (1, *ids.shape[1:]))
     values = jnp.concatenate([initial[None], gathered[..., :width]])
     ids = jnp.concatenate([initial_ids, ids])
-    batch = tail.shape[0]
-    values = jnp.moveaxis(values, 0, 1).reshape(batch, -1, width)
-    ids = jnp.moveaxis(ids, 0, 1).reshape(batch, -1)
+    shape = tail.shape[0], ids.shape[0] * size
+    values = jnp.moveaxis(values, 0, 1).reshape(*shape, width)
+    ids = jnp.moveaxis(ids, 0, 1).reshape(shape)
     return last_real(values, ids, size)
 
 

@@ -109,7 +109,7 @@ def read(
     else:
         shape = (*head.shape[:2], heads, head.shape[-1])
         head = jnp.broadcast_to(head, shape)
-        q = head.reshape(*shape[:2], groups, repeat, -1) * q
+        q = head.reshape(*shape[:2], groups, repeat, shape[3]) * q
     y = jnp.einsum("btgrk,bgrkv->btgrv", q, grouped, precision=precision)
     return y.reshape(*y.shape[:2], heads, value)
 
@@ -142,7 +142,7 @@ def write(
     if tail is not None:
         shape = (batch, length, heads, tail.shape[-1])
         tail = jnp.broadcast_to(tail, shape)
-        tail = tail.reshape(batch, length, groups, repeat, -1)
+        tail = tail.reshape(batch, length, groups, repeat, shape[3])
         # A factor a head scales the values, a factor a channel the keys.
         if tail.shape[-1] == 1:
             v = tail * v

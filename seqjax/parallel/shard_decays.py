@@ -78,7 +78,7 @@ def _later(x):
 
 def _exp(sums, count):
     decay = jnp.where(count == 0, jnp.exp(sums), 0)
-    return decay.reshape(*decay.shape[:3], -1)
+    return decay if decay.ndim == 4 else decay[..., None]
 
 
 def _alive(decay, alive, dtype):

@@ -88,6 +88,8 @@ def incoming(
     exchange: str | None = None,
 ) -> Any:
     """As `incoming_state`, for a map of any kind (see `exchange`)."""
+    if not any(x.size for x in jax.tree.leaves(initial)):
+        return initial  # of no row
     ids = None
     if segment_ids is not None:
         ids = exchanges.first_and_last(segment_ids)

@@ -258,3 +258,40 @@ def test_replicated_gates(operator, check_vma):
     options["check_vma"] = check_vma
     result = run(operator, problem.replace(inputs=inputs), **options)
     spec.check(result, expected, 1e-5)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("operator", table.OPERATORS, ids=lambda o: o.name)
+def test_a_batch_of_no_rows(operator):
+    problem, _ = cases.board(operator, 16)
+    timed = operator.timed(problem.inputs)
+    inputs = {n: x[:0] if n in timed else x for n, x in problem.inputs.items()}
+    state = jax.tree.map(lambda x: x[:0], operator.zero_state(spec.BATCH))
+    time = P(None, "seq")
+
+    def outputs(inputs, ids, exchange):
+        options = configured(operator, {"exchange": exchange})
+        if exchange is None:
+            del options["exchange"]
+
+        def op(inputs, ids):
+            call = runner.outputs(
+                operator, inputs, state, ids, axis_name="seq", **options
+            )
+            return call[0][0]
+
+        return jax.shard_map(
+            op,
+            mesh=mesh_of(2),
+            in_specs=(
+                time_specs(operator, inputs),
+                None if ids is None else time,
+            ),
+            out_specs=time,
+        )(inputs, ids)
+
+    for exchange in operator.exchanges:
+        for ids in (None, np.zeros((0, 16), np.int32)):
+            run = functools.partial(outputs, ids=ids, exchange=exchange)
+            y = jax.eval_shape(lambda i, run=run: jax.vjp(run, i)[0], inputs)
+            assert y.shape[0] == 0
