@@ -92,7 +92,7 @@ def _ssd(arrays, implementation):
     return ops.ssd(
         arrays["v"],
         arrays["dt"],
-        -jnp.ones(arrays["v"].shape[2], jnp.float32),
+        -jnp.ones(arrays["v"].shape[2], arrays["dt"].dtype),
         arrays["k"],
         arrays["q"],
         implementation=implementation,

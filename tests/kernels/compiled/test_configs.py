@@ -17,7 +17,7 @@ TABLE = {"H200": {KEY: "tuned", KEY._replace(length=65536): "long"}}
 
 
 def program(rows, arch):
-    """The norm's kernel with so many rows a program: 65536 cells spill."""
+    """The norm's kernel with so many rows a program: 16384 cells spill."""
     return _direct.Program(
         norm_kernels.forward_kernel,
         tuple((n, "bfloat16") for n in ("x", "gate", "weight", "y")),
@@ -71,11 +71,11 @@ def test_nearest():
 
 def test_what_spills_is_not_chosen():
     other = KEY._replace(key=64)
-    assert chosen(other, [64, 2]) == 2
-    assert chosen(other, [2, 64], "A100") == 2
-    assert resources.of(program(64, 90)).spill > 0
+    assert chosen(other, [16, 2]) == 2
+    assert chosen(other, [2, 16], "A100") == 2
+    assert resources.of(program(16, 90)).spill > 0
     with pytest.raises(devices.Unsupported, match="none of 1 configurations"):
-        chosen(other, [64])
+        chosen(other, [16])
 
 
 @pytest.mark.parametrize(
