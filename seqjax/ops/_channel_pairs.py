@@ -12,10 +12,9 @@ and y * leave (rows of first halves), of which the blocks on the diagonal count.
 Time O(C (C log C) K) in products of C/2 x C/2 matrices, log2 C of them, and
 O(C log C K) elementwise, with one exp a token and channel.
 
-Operators on the delta rule call `channel_inside` once for each of their reading
-vectors; it may be differentiated by `jax.vjp` inside a step that recomputes,
-nothing but its arguments has to be kept.  (Two vectors stacked in `x` cost
-less, but JAX 0.10.2 crashes compiling the gradient of some such shapes.)
+`channel_inside` may be differentiated by `jax.vjp` inside a step that
+recomputes, nothing but its arguments has to be kept.  The delta rules, with two
+vectors that read and up to two that are read, have `_channel_scores`.
 """
 
 import functools

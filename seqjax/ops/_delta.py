@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from seqjax import recurrence
 from seqjax.ops import _additive
+from seqjax.ops import _channel_delta_chunk
+from seqjax.ops import _channel_delta_layout
 from seqjax.ops import _contract
 from seqjax.ops import _delta_channel_parts
 from seqjax.ops import _delta_chunk
@@ -26,8 +28,8 @@ class Rule(NamedTuple):
     """How an operator runs (hashable).
 
     Attributes:
-      parts: of a group of chunks, for the chunk form.
-      dense_parts: the same for one chunk of T, differentiable twice.
+      parts: of a group of chunks, as `chunk` takes them.
+      dense_parts: `_delta_chunk.Parts` of one chunk of T, differentiable twice.
       recurrent: (plan, inputs, starts, initial) -> (y, state).
       chunk: the same, for the chunk form.
       parallel: the same, for the parallel form, its plan with `dense_parts`.
@@ -49,19 +51,22 @@ SCALAR = Rule(
     _delta_parts.dense_scalar_parts,
     _delta_forms.delta_recurrent,
 )
-# Forward and backward of 2048 tokens: 78 ms, with 64 and 128 it is 118 ms.
+# Chunks of 64 or 128 and groups of more of them are slower: a step's arrays
+# leave the cache.
 _CHANNEL_SIZE = 32
 CHANNEL = Rule(
-    _delta_channel_parts.channel_parts,
+    _channel_delta_layout.channel_chunks,
     _delta_channel_parts.dense_channel_parts,
     _delta_forms.delta_recurrent,
+    _channel_delta_chunk.chunk,
     default_chunk=_CHANNEL_SIZE,
     products=_CHANNEL_SIZE,
 )
 DPLR = Rule(
-    _delta_channel_parts.dplr_parts,
+    _channel_delta_layout.dplr_chunks,
     _delta_channel_parts.dense_dplr_parts,
     _delta_forms.dplr_recurrent,
+    _channel_delta_chunk.chunk,
     default_chunk=_CHANNEL_SIZE,
     products=_CHANNEL_SIZE,
 )

@@ -1,7 +1,8 @@
-"""Chunks of the rules with one gate a key channel: KDA, Gated DeltaNet 2, DPLR.
+"""Rules with one gate a key channel as one chunk: KDA, Gated DeltaNet 2, DPLR.
 
-The decay between two tokens stands inside the sum over the key channels, see
-`_channel_pairs`; apart from that these are the parts of `_delta_parts`.
+The decay between two tokens stands inside the sum over the key channels; apart
+from that these are the parts of `_delta_parts`.  For the parallel form alone:
+memory O(C^2 K) a chunk, differentiable in both modes, twice.
 """
 
 from typing import Any
@@ -14,9 +15,7 @@ from seqjax.ops import _decays
 from seqjax.ops import _delta_chunk
 
 
-def channel_parts(
-    plan, inputs, starts, *, inside=_channel_pairs.channel_inside
-):
+def dense_channel_parts(plan, inputs, starts):
     """`Parts` of a group of chunks of the delta rule.
 
     Args:
@@ -25,7 +24,6 @@ def channel_parts(
         for 1; log_decay [B, n*C, H, K]; read [B, n*C, G, K], the key to read
         with, or None for k.
       starts: bool [B, n*C] or None.
-      inside: `_channel_pairs.channel_inside` or its like.
 
     Returns:
       (Parts, zeros [n, B, H, K]).
@@ -34,11 +32,9 @@ def channel_parts(
     log = _channel_pairs.with_starts(x["log_decay"], _starts(plan, starts))
     k, v, beta = x["k"], x["v"], x["beta"]
     a = k if x["read"] is None else x["read"]
-    # One reading vector a call: two at once crash the compiled program of
-    # jax 0.10 on chunks of 16 (a gradient of the batched product).
     q = plan.scale * x["q"]
-    scores, queries, tail = inside(q, k, log, precision=plan.precision)
-    lower, recall, _ = inside(a, k, log, precision=plan.precision)
+    scores, queries, tail = _inside(q, k, log)
+    lower, recall, _ = _inside(a, k, log)
     targets = v
     if beta is not None:
         beta = beta[..., None]
@@ -56,7 +52,7 @@ def channel_parts(
     return parts, total.zeros
 
 
-def dplr_parts(plan, inputs, starts, *, inside=_channel_pairs.channel_inside):
+def dense_dplr_parts(plan, inputs, starts):
     """`Parts` of S = (diag(exp g) + b a^T) S + k v^T.
 
     What the core solves for are the reads a_i . S_{i-1}, written with keys b;
@@ -67,7 +63,6 @@ def dplr_parts(plan, inputs, starts, *, inside=_channel_pairs.channel_inside):
       plan: `_delta_chunk.Plan` with one step a token.
       inputs: q, k, a, b, log_decay [B, n*C, H, K]; v [B, n*C, H, V].
       starts: bool [B, n*C] or None.
-      inside: `_channel_pairs.channel_inside` or its like.
 
     Returns:
       (Parts, zeros [n, B, H, K]).
@@ -80,10 +75,10 @@ def dplr_parts(plan, inputs, starts, *, inside=_channel_pairs.channel_inside):
         [a[..., 1:, :], jnp.zeros_like(a[..., :1, :])], axis=-2
     )
     q = plan.scale * x["q"]
-    scores_b, queries, tail_b = inside(q, x["b"], log, precision=plan.precision)
-    scores_k, _, tail_k = inside(q, x["k"], log, precision=plan.precision)
-    erased, recall, _ = inside(earlier, x["b"], log, precision=plan.precision)
-    recalled, _, _ = inside(earlier, x["k"], log, precision=plan.precision)
+    scores_b, queries, tail_b = _inside(q, x["b"], log)
+    scores_k, _, tail_k = _inside(q, x["k"], log)
+    erased, recall, _ = _inside(earlier, x["b"], log)
+    recalled, _, _ = _inside(earlier, x["k"], log)
 
     def later(rows, first):
         rows = jnp.concatenate([first, rows[..., :-1, :]], axis=-2)
@@ -114,19 +109,8 @@ def dplr_parts(plan, inputs, starts, *, inside=_channel_pairs.channel_inside):
     return parts, total.zeros
 
 
-def dense_channel_parts(plan, inputs, starts):
-    """`channel_parts` that can be differentiated in both modes, twice."""
-    return channel_parts(plan, inputs, starts, inside=dense_inside)
-
-
-def dense_dplr_parts(plan, inputs, starts):
-    """`dplr_parts` that can be differentiated in both modes, twice."""
-    return dplr_parts(plan, inputs, starts, inside=dense_inside)
-
-
-def dense_inside(x, y, log, *, precision):
+def _inside(x, y, log):
     """`_channel_pairs.channel_inside` in [..., C, C, K] numbers."""
-    del precision
     finite, zeros = _decays.finite_part(log.mT, None)
     assert finite is not None
     decays = _decays.chunk_decays(

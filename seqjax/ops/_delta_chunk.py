@@ -1,16 +1,16 @@
-"""Chunk form of every rule that erases before it writes.
+"""Chunk form of the rules that erase before they write, a gate a head at most.
 
 A chunk of C tokens, in whatever way its rule and its gates make them, comes as
 `Parts`.  The tokens write r with keys K~; what they write depends on what they
 read, from the state S in front of the chunk (A) and from each other (L):
 
     (I + L) R = Z - A S                  solved with X = (I + L)^-1
-    O   = Q~ S + P R + N
-    S'  = decay S + K~^T R + E
+    O   = Q~ S + P R
+    S'  = decay S + K~^T R
 
 so that the chunk is the affine map S' = M S + B with
 
-    M = decay - K~^T X A                 B = K~^T X Z + E
+    M = decay - K~^T X A                 B = K~^T X Z
 
 (the WY representation).  A `lax.scan` walks over groups of chunks: inverses and
 products of a group are one batch, `recurrence.exclusive_prefix` carries the
@@ -54,7 +54,8 @@ class Parts(NamedTuple):
       queries: Q~ [..., Q, K], scaled.
       keys: K~ [..., C, K].
       log: of the chunk's decay, [...] or [..., K]; None for no decay.
-      extra: (N [..., Q, V], E [..., K, V]) that depend on no state, or None.
+      extra: (N [..., Q, V], E [..., K, V]) that depend on no state, or None;
+        for the parallel form, the chunk form here has none.
     """
 
     lower: jax.Array
@@ -150,18 +151,13 @@ def _forward(plan, inputs, starts, initial):
         # [X Z, X A] and K~^T of it, each as one wide product
         solved = _mm(x, jnp.concatenate([p.targets, p.recall], axis=-1))
         moved = _tmm(p.keys, solved)
-        write = moved[..., :width]
-        if p.extra is not None:
-            write = write + p.extra[1]
         maps = recurrence.Dense(_kept(p, zeros) - moved[..., width:])
         before, after = recurrence.exclusive_prefix(
-            recurrence.Affine(maps, write), state
+            recurrence.Affine(maps, moved[..., :width]), state
         )
         written = solved[..., :width] - _mm(solved[..., width:], before)
         y = _mm(p.queries, before, plan) + _mm(p.scores, written, plan)
-        if p.extra is not None:
-            y = y + p.extra[0]
-        return after, (_to_tokens(y), before, x)
+        return after, (to_tokens(y), before, x)
 
     final, (y, states, inverses) = jax.lax.scan(step, initial, groups)
     residual = (inputs, starts, states, inverses)
@@ -203,7 +199,6 @@ def _backward(plan, residual, cotangents):
             queries=_mmt(y_bar, before, plan),
             keys=_mmt(written, after_bar),
             log=decay.cotangent(before, after_bar).log,
-            extra=None if p.extra is None else (y_bar, after_bar),
         )
         return first_bar, pull(bars)[0]
 
@@ -241,7 +236,7 @@ def to_chunks(plan: Plan, x: jax.Array, size: int) -> jax.Array:
     return x.astype(plan.dtype)
 
 
-def _to_tokens(x):
+def to_tokens(x):
     """[n, B, H, Q, V] to [B, n*Q, H, V]."""
     n, batch, heads, size, width = x.shape
     x = x.transpose(1, 0, 3, 2, 4)

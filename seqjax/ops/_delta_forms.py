@@ -87,7 +87,7 @@ def dplr_recurrent(plan, inputs, starts, initial):
 
     Args:
       plan: `_delta_chunk.Plan`.
-      inputs: as of `_delta_channel_parts.dplr_parts`.
+      inputs: as of `_delta_channel_parts.dense_dplr_parts`.
       starts: bool [B, T] or None.
       initial: [B, H, K, V].
 

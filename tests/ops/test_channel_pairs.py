@@ -3,10 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from seqjax.ops import _channel_pairs
+from seqjax.ops import _channel_scores
 from tests.conformance import spec
 
 B, M, K = 7, 2, 5
@@ -96,3 +98,49 @@ def test_one_reading_vector_needs_no_axis():
     np.testing.assert_allclose(one[0], stacked[0][:, 0], rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(one[1], stacked[1][:, 0])
     np.testing.assert_array_equal(one[2], stacked[2])
+
+
+def test_scores_of_two_reads_and_two_writes_equal_the_products():
+    size = 16
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(2, B, 2, size, K)).astype(np.float32)
+    log = gates(rng, size)
+    bars = [
+        rng.normal(size=s).astype(np.float32)
+        for s in ((B, 2, size, 2, size), x.shape, y.shape)
+    ]
+
+    @jax.jit
+    def run(x, y, log, bars):
+        p = _channel_scores.pairs(x, y, log)
+        made = _channel_scores.scores(
+            p, x, y, [[(0, 0), (1, 0)], [(0, 1), (1, 1)]], precision=EXACT
+        )
+        scores_bar, head_bar, tail_bar = bars
+        return made, _channel_scores.scores_cotangents(
+            p,
+            x,
+            y,
+            log,
+            (scores_bar, head_bar, tail_bar, jnp.zeros((B, K))),
+            own_reads=2,
+            precision=EXACT,
+        )
+
+    made, grads = run(x, y, log, bars)
+    x, y, log = (z.astype(np.float64) for z in (x, y, log))
+    want = np.zeros(x.shape), np.zeros(y.shape), np.zeros(log.shape)
+    for n in range(2):
+        scores_bar = np.swapaxes(bars[0], 2, 3)[:, :, n]
+        parts = (scores_bar, bars[1] if n == 0 else 0 * bars[1], bars[2][:, n])
+        values = expected(x, y[:, n], log, parts)
+        scores = values[0].reshape(B, 2 * size, size)
+        for row in range(B):
+            assert spec.error(made[n][row], scores[row]) <= 1e-6, (n, row)
+        want[0][:] += values[3]
+        want[1][:, n] = values[4]
+        want[2][:] += values[5]
+    for name, a, b in zip(("x", "y", "log"), grads, want, strict=True):
+        for row in range(B):
+            error = spec.error(a[row], b[row])
+            assert error <= 1e-6, f"{name}, row {row}: {error:.1e}"

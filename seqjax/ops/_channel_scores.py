@@ -1,0 +1,325 @@
+"""Scores of several reading and several written vectors under channel gates.
+
+    A_ij = sum_k x_ik y_jk D_ij,k    D_ij,k = product of exp(g_m,k), j < m <= i
+
+As in `_channel_pairs`, a chunk is halved again and again and every pair of
+tokens parts at one halving, where D_ij = enter_i leave_j with factors in
+[0, 1].  Here every factor is one exponential of a sum of gates, all sums being
+one product with a constant matrix of zeros and ones: a token that is not in a
+sum adds exactly nothing to it, so a gate of -1e4 leaves its neighbours alone.
+All vectors that read stand beside all that are read in one product a halving.
+
+It takes log2 C + 2 exponentials a token and channel where the ladder of
+`_channel_decays` takes one, and a tenth of its operations on arrays, each of
+which costs tens of microseconds on a CPU before it has done anything.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax import recurrence
+
+# Finite, so that 0 times it is 0; no sum over a chunk overflows, and no finite
+# gate that it replaces differs from it: their exponential is 0.
+_VANISHED = -1e30
+
+
+class Pairs(NamedTuple):
+    """A chunk of C tokens, L = log2 C halvings, M reads, P writes.
+
+    Attributes:
+      factors: [..., L C + 2 C, K] in [0, 1]: enter and leave of the halvings,
+        L C/2 rows each; head, from in front of the chunk through each token;
+        tail, from behind each token through the end.
+      x_halves: [..., L, M C/2, K], x * enter in the second halves.
+      y_halves: [..., L, P C/2, K], y * leave in the first halves.
+    """
+
+    factors: jax.Array
+    x_halves: jax.Array
+    y_halves: jax.Array
+
+    @property
+    def head(self) -> jax.Array:
+        """[..., C, K]."""
+        return self.factors[..., self._size * self._levels : -self._size, :]
+
+    @property
+    def tail(self) -> jax.Array:
+        """[..., C, K]."""
+        return self.factors[..., -self._size :, :]
+
+    @property
+    def total(self) -> jax.Array:
+        """[..., K], the decay of the chunk."""
+        return self.factors[..., -self._size - 1, :]
+
+    @property
+    def enter(self) -> jax.Array:
+        """[..., L, 1, C/2, K]."""
+        return self._halvings(0)
+
+    @property
+    def leave(self) -> jax.Array:
+        """[..., L, 1, C/2, K]."""
+        return self._halvings(1)
+
+    @property
+    def _levels(self):
+        return self.x_halves.shape[-3]
+
+    @property
+    def _size(self):
+        return self.factors.shape[-2] // (self._levels + 2)
+
+    def _halvings(self, which):
+        levels, half = self._levels, self._size // 2
+        rows = self.factors[..., which * levels * half :, :]
+        rows = rows[..., : levels * half, :]
+        return rows.reshape(*rows.shape[:-2], levels, 1, half, rows.shape[-1])
+
+
+def pairs(x: jax.Array, y: jax.Array, log: jax.Array) -> Pairs:
+    """What the scores of a chunk are made of.
+
+    Args:
+      x: [..., M, C, K], what reads; C a power of two, at least 2.
+      y: [..., P, C, K], what is read.
+      log: [..., C, K], natural-log gates <= 0 of any size, -inf included.
+
+    Returns:
+      `Pairs`.
+    """
+    size = log.shape[-2]
+    finite = jnp.where(recurrence.vanishes(log), _VANISHED, log)
+    factors = jnp.exp(_product(_sums(size), finite))
+    levels, half = (size - 1).bit_length(), size // 2
+    enter, leave = (
+        factors[..., n * levels * half : (n + 1) * levels * half, :].reshape(
+            *log.shape[:-2], levels, 1, half, log.shape[-1]
+        )
+        for n in (0, 1)
+    )
+    x_halves = _flat(_halves(x, 1) * enter)
+    y_halves = _flat(_halves(y, 0) * leave)
+    # Without the barrier XLA makes them again in each consumer.
+    return Pairs(*jax.lax.optimization_barrier((factors, x_halves, y_halves)))
+
+
+def scores(
+    p: Pairs, x: jax.Array, y: jax.Array, wanted, *, precision
+) -> list[jax.Array]:
+    """A of reads and writes, 0 above the diagonal.
+
+    Args:
+      p: of x, y and their gates.
+      x: [..., M, C, K].
+      y: [..., P, C, K].
+      wanted: for every array of the result the (read, write) that lie in it,
+        one below the other.
+      precision: of the products.
+
+    Returns:
+      Arrays [..., len(wanted[n]) C, C].
+    """
+    blocks = jnp.einsum(
+        "...ik,...jk->...ij", p.x_halves, p.y_halves, precision=precision
+    )
+    # Of these only i = j counts; a sum over K alone is slower on a CPU.
+    whole = jnp.einsum(
+        "...ik,...jk->...ij", _flat(x), _flat(y), precision=precision
+    )
+    reads, size = x.shape[-3:-1]
+    in_blocks, _ = _places(reads, y.shape[-3], size)
+    made = []
+    for vectors in wanted:
+        source = np.concatenate([in_blocks[n, m] for m, n in vectors])
+        own = jnp.concatenate(
+            [
+                whole[..., m * size : (m + 1) * size, n * size : (n + 1) * size]
+                for m, n in vectors
+            ],
+            axis=-2,
+        )
+        own_token = np.tile(np.eye(size, dtype=bool), (len(vectors), 1))
+        made.append(jnp.where(own_token, own, _gather(blocks, 3, source)))
+    return made
+
+
+def scores_cotangents(
+    p: Pairs,
+    x: jax.Array,
+    y: jax.Array,
+    log: jax.Array,
+    bars: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+    *,
+    own_reads: int,
+    precision,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cotangents of x, y and log.
+
+    Args:
+      p: of x, y and log.
+      x: [..., M, C, K].
+      y: [..., P, C, K].
+      log: [..., C, K].
+      bars: of the scores, [..., M, C, P, C]; of x * head, [..., M, C, K]; of
+        y * tail, [..., P, C, K]; of the logarithm of the chunk's decay,
+        [..., K].
+      own_reads: how many of the reads see their own token, the first ones; the
+        scores of others count for i > j alone.
+      precision: of the products.
+    """
+    scores_bar, head_bar, tail_bar, total_bar = bars
+    reads, writes, size = x.shape[-3], y.shape[-3], x.shape[-2]
+    _, source = _places(reads, writes, size)
+    blocks_bar = _gather(scores_bar, 4, source)
+    x_bar = jnp.einsum(
+        "...ij,...jk->...ik", blocks_bar, p.y_halves, precision=precision
+    )
+    y_bar = jnp.einsum(
+        "...ij,...ik->...jk", blocks_bar, p.x_halves, precision=precision
+    )
+    x_bar, y_bar = jax.lax.optimization_barrier((x_bar, y_bar))
+    # Cotangents of logarithms: sums of factor * cotangent, all of one chunk.
+    head, tail = p.head[..., None, :, :], p.tail[..., None, :, :]
+    sums_bar = jnp.concatenate(
+        [
+            _flat(_over_vectors(_split(x_bar * p.x_halves, reads))),
+            _flat(_over_vectors(_split(y_bar * p.y_halves, writes))),
+            _over_vectors(head_bar * x * head).at[..., -1, :].add(total_bar),
+            _over_vectors(tail_bar * y * tail),
+        ],
+        axis=-2,
+    )
+    log_bar = _product(_sums(size).T, sums_bar)
+    log_bar = jnp.where(recurrence.vanishes(log), 0, log_bar)
+
+    x_bar = _whole(_split(x_bar, reads), p.enter, 1)
+    y_bar = _whole(_split(y_bar, writes), p.leave, 0)
+    own = [
+        [
+            jnp.diagonal(scores_bar[..., m, :, n, :], axis1=-2, axis2=-1)
+            for n in range(writes)
+        ]
+        for m in range(own_reads)
+    ]
+    for m in range(reads):
+        x_bar[m] += head_bar[..., m, :, :] * p.head
+        if m < own_reads:
+            for n in range(writes):
+                x_bar[m] += own[m][n][..., None] * y[..., n, :, :]
+    for n in range(writes):
+        y_bar[n] += tail_bar[..., n, :, :] * p.tail
+        for m in range(own_reads):
+            y_bar[n] += own[m][n][..., None] * x[..., m, :, :]
+    return jnp.stack(x_bar, axis=-3), jnp.stack(y_bar, axis=-3), log_bar
+
+
+def _product(matrix, x):
+    """A constant matrix times [..., R, K]."""
+    matrix = jnp.asarray(matrix, x.dtype)
+    matrix = jnp.broadcast_to(matrix, (*x.shape[:-2], *matrix.shape))
+    return jnp.matmul(matrix, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def _halves(x, which):
+    """Rows of first (0) or second (1) halves: [..., L, M, C/2, K]."""
+    size, width = x.shape[-2:]
+    rows = []
+    for level in range((size - 1).bit_length()):
+        split = x.reshape(*x.shape[:-2], -1, 2, 1 << level, width)
+        half = split[..., which, :, :]
+        rows.append(half.reshape(*x.shape[:-2], size // 2, width))
+    return jnp.stack(rows, axis=-4)
+
+
+def _split(x, vectors):
+    """[..., L, M C/2, K] to [..., L, M, C/2, K]."""
+    *lead, levels, rows, width = x.shape
+    return x.reshape(*lead, levels, vectors, rows // vectors, width)
+
+
+def _over_vectors(x):
+    """The sum over axis -3, a few vectors, spelled out.
+
+    XLA's reduction over such an axis is tens of times slower on a CPU.
+    """
+    total = x[..., 0, :, :]
+    for m in range(1, x.shape[-3]):
+        total += x[..., m, :, :]
+    return total
+
+
+def _flat(x):
+    """[..., M, C, K] to [..., M C, K]."""
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
+
+
+def _whole(bar, factor, which):
+    """The transpose of `_flat(_halves(x, which) * factor)`, by vector."""
+    selection = _selection(2 * bar.shape[-2], which).T
+    whole = []
+    for m in range(bar.shape[-3]):
+        rows = bar[..., m, :, :] * factor[..., 0, :, :]
+        whole.append(_product(selection, _flat(rows)))
+    return whole
+
+
+def _gather(x, axes, source):
+    flat = x.reshape(*x.shape[:-axes], -1)
+    taken = jnp.take(flat, np.maximum(source, 0).ravel(), axis=-1, mode="clip")
+    taken = taken.reshape(*x.shape[:-axes], *source.shape)
+    return jnp.where(source >= 0, taken, 0)
+
+
+@functools.cache
+def _selection(size, which):
+    """[L C/2, C] of zeros and ones: what `_halves` takes, level by level."""
+    tokens = np.arange(size)
+    rows = [
+        np.eye(size)[(tokens >> level) % 2 == which]
+        for level in range((size - 1).bit_length())
+    ]
+    return np.concatenate(rows)
+
+
+@functools.cache
+def _sums(size):
+    """[L C + 2 C, C] of zeros and ones: the gates in each factor."""
+    i, m = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
+    enter, leave = [], []
+    for level in range((size - 1).bit_length()):
+        same = i >> level == m >> level
+        second = (np.arange(size) >> level) % 2 == 1
+        enter.append((same & (m <= i))[second])
+        leave.append((same & (m > i))[~second])
+    rows = [*enter, *leave, m <= i, m > i]
+    return np.concatenate(rows).astype(np.float64)
+
+
+@functools.cache
+def _places(reads, writes, size):
+    """Where each score stands in the blocks, and the reverse; -1 for none."""
+    levels, half = (size - 1).bit_length(), size // 2
+    in_blocks = np.full((writes, reads, size, size), -1, np.int32)
+    in_scores = np.full((levels, reads, half, writes, half), -1, np.int32)
+    i, j = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
+    for level in range(levels):
+        parted = ((i >> level) ^ (j >> level) == 1) & (i > j)
+        rows, columns = i[parted], j[parted]
+        low = (1 << level) - 1
+        row = (rows >> level + 1 << level) + (rows & low)
+        column = (columns >> level + 1 << level) + (columns & low)
+        for x in range(reads):
+            for y in range(writes):
+                block = (level * reads + x) * half + row
+                block = (block * writes + y) * half + column
+                in_blocks[y, x, rows, columns] = block
+                score = (x * size + rows) * writes + y
+                in_scores[level, x, row, y, column] = score * size + columns
+    return in_blocks, in_scores.reshape(levels, reads * half, writes * half)
