@@ -73,7 +73,7 @@ def refuses(
         return f"takes K and V up to {_WIDEST}, got K = {key}, V = {value}"
     if q.size == 0 or v.size == 0:
         return "takes no empty inputs"
-    sizes = problems.chunk_sizes(q, k, v)
+    sizes = problems.chunk_sizes(q, k, v, log_decay)
     if chunk_size is not None and chunk_size not in sizes:
         accepted = ", ".join(str(size) for size in sizes)
         return f"takes a chunk_size of {accepted} here, got {chunk_size}"

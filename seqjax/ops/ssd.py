@@ -53,7 +53,8 @@ def ssd(
       form: "recurrent", "chunk", "parallel", or None: recurrent up to T = 4,
         else chunk.  Chunk is differentiable once, in reverse mode.
       chunk_size: tokens a chunk, default 64; implies form="chunk".
-      implementation: "xla", a list of names, or None for the best available.
+      implementation: "triton" (chunk on NVIDIA GPUs; K and V up to 256, no
+        float64), "xla", a list of names, or None for the first that can run.
       state_dtype: of the returned state, default float32 (float64).
 
     Returns:

@@ -2,12 +2,12 @@
 
 All is settled by shapes and the kind of device, nothing is timed, so that the
 same inputs give the same bits.  The tiles are the largest without spilled
-registers in a static sweep for compute capability 9.0; no GPU has timed them.
+registers in a static sweep; no GPU has timed them.
 
 Chunks of 64 give warpgroup products at least cost in states.  A result that
 becomes an operand stands in rows of 16 a warp, so more than 4 warps would hold
-the same rows twice.  Products of float32 operands are three each and need three
-times the registers: chunks of 32, tiles of 16.
+the same rows twice.  Products of float32 operands are three each and need more
+registers: chunks of 32, tiles of 16.
 """
 
 from typing import NamedTuple
@@ -42,8 +42,7 @@ class Config(NamedTuple):
     keys: Tiles
 
 
-# Chunk, and the tiles of `Config`: bfloat16 operands, with one value head a
-# key head and with several; float32 operands.
+# With warpgroup products, compute capability 9.0: chunks of 64.
 _BFLOAT16 = Config(
     64,
     Tiles(64, 64, 4, 3),
@@ -51,7 +50,11 @@ _BFLOAT16 = Config(
     Tiles(64, 64, 4, 3),
     Tiles(64, 64, 4, 2),
 )
-_GROUPED = _BFLOAT16._replace(keys=Tiles(32, 32, 4, 2))
+# Programs that take several value heads keep sums over them in registers.
+_GROUPED = _BFLOAT16._replace(keys=Tiles(16, 32, 4, 2))
+# Elsewhere, and for smaller chunks.
+_SMALL = Config(32, *_BFLOAT16[1:4], Tiles(32, 32, 2, 2))
+_SMALL_GROUPED = _SMALL._replace(keys=Tiles(16, 32, 2, 2))
 _FLOAT32 = Config(
     32,
     Tiles(32, 64, 4, 2),
@@ -59,6 +62,15 @@ _FLOAT32 = Config(
     Tiles(32, 64, 4, 2),
     Tiles(16, 16, 2, 1),
 )
+# One gate a key channel: the factors of all halvings stand in registers.
+_CHANNEL = Config(
+    32,
+    Tiles(32, 64, 4, 2),
+    Tiles(32, 64, 4, 2),
+    Tiles(32, 64, 4, 2),
+    Tiles(16, 32, 4, 1),
+)
+_CHANNEL_FLOAT32 = _FLOAT32._replace(chunk=16, keys=Tiles(16, 16, 4, 1))
 
 
 def choose(
@@ -75,8 +87,10 @@ def choose(
     """
     if wide:
         config = _FLOAT32
-    else:
+    elif (chunk or 64) >= 64 and _arch() == 90:
         config = _GROUPED if grouped else _BFLOAT16
+    else:
+        config = _SMALL_GROUPED if grouped else _SMALL
     return _cut(config, key, value, chunk)
 
 
@@ -92,26 +106,19 @@ def _cut(config, key, value, chunk):
     return Config(chunk or config.chunk, *(cut(t) for t in config[1:]))
 
 
-_CHANNEL_BFLOAT16 = _BFLOAT16._replace(
-    states=Tiles(32, 64, 4, 2),
-    outputs=Tiles(32, 64, 4, 2),
-    values=Tiles(32, 64, 4, 2),
-    keys=Tiles(16, 32, 4, 2),
-)
-_CHANNEL_FLOAT32 = _FLOAT32._replace(chunk=16)
-
-
 def choose_channel(
     key: int, value: int, chunk: int | None, *, wide: bool
 ) -> Config:
     """`choose` for one gate a key channel; `outputs` also makes the scores."""
-    config = _CHANNEL_FLOAT32 if wide else _CHANNEL_BFLOAT16
+    config = _CHANNEL_FLOAT32 if wide else _CHANNEL
     return _cut(config, key, value, chunk)
 
 
-def chunk_sizes(wide: bool) -> tuple[int, ...]:
+def chunk_sizes(*, wide: bool, channels: bool) -> tuple[int, ...]:
     """Chunk sizes with tiles that fit."""
-    return (16, 32) if wide else (16, 32, 64)
+    if channels:
+        return (16,) if wide else (16, 32)
+    return (16, 32, 64) if _arch() == 90 and not wide else (16, 32)
 
 
 # A part costs the products of its states twice, so two or three gain nothing.
@@ -163,12 +170,22 @@ def shares(programs: int, repeat: int) -> int:
 
 
 def _multiprocessors() -> int:
-    """Of the device that is traced for; of an H100 where none is known."""
+    return _device().multiprocessors
+
+
+def _arch() -> int:
+    return _device().arch
+
+
+def _device() -> devices.Device:
+    """The one that is traced for; an H100 where none is known."""
     try:
-        known = devices.find(devices.meant()[0])
+        kind, arch = devices.meant()
     except devices.Unsupported:
-        known = None
-    return known.multiprocessors if known else 132
+        kind, arch = "H100", 90
+    known = devices.find(kind) or devices.find("H100")
+    assert known is not None
+    return known._replace(arch=arch)
 
 
 def _power_of_two(n: int) -> int:

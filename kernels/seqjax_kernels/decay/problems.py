@@ -43,9 +43,12 @@ class Problem(NamedTuple):
         return jnp.bfloat16 if self.operand == "bf16" else jnp.float32
 
 
-def chunk_sizes(q, k, v) -> tuple[int, ...]:
-    """Chunk sizes that the kernels have for inputs of these dtypes."""
-    return configs.chunk_sizes(operand_of(q, k, v) == "fp32")
+def chunk_sizes(q, k, v, log_decay) -> tuple[int, ...]:
+    """Chunk sizes that the kernels have for these inputs."""
+    return configs.chunk_sizes(
+        wide=operand_of(q, k, v) == "fp32",
+        channels=log_decay is not None and log_decay.ndim == 4,
+    )
 
 
 def make_problem(q, k, v, log_decay, scale, chunk_size) -> Problem:
