@@ -96,12 +96,14 @@ def load(
     for name, links in tables.by_tensor(plan.links).items():
         tensor = safetensors.read(entries[name], buffer)
         for link in links:
-            params[link.ours] = _write(
-                params[link.ours],
-                tensor,
-                link._replace(theirs="", ours="", index=()),
-                link.index,
+            how = link._replace(theirs="", ours="", index=())
+            old = params[link.ours]
+            params[link.ours] = (
+                _write(old, tensor, how, link.index)
+                if mesh is None
+                else _write_on_mesh(old, tensor, link)
             )
+            del old
             # The next tensor overwrites this one.
             params[link.ours].block_until_ready()
         bar.advance(tensor.nbytes)
@@ -142,6 +144,64 @@ def _plan(
 def _empty(shape: tuple[int, ...], dtype: Any, placed: Any) -> jax.Array:
     """A parameter to be filled; what no tensor fills stays 0."""
     return jnp.zeros(shape, dtype, device=placed)
+
+
+def _write_on_mesh(
+    param: jax.Array, tensor: np.ndarray, link: tables.Link
+) -> jax.Array:
+    """Writes a region into a parameter that is split over devices.
+
+    A device is sent what it keeps.  Where a region is a part of an axis that is
+    split, it is widened to the whole axis and the rest of it masked: an update
+    at an offset would gather the whole parameter on every device.
+    """
+    region, placed = tables.forward(link, tensor), param.sharding
+    assert isinstance(placed, jax.sharding.NamedSharding)
+    spec = [*placed.spec] + [None] * (param.ndim - len(placed.spec))
+    wide = tuple(
+        size if axis is None else param.shape[i]
+        for i, (axis, size) in enumerate(zip(spec, region.shape, strict=True))
+    )
+    low = np.where(np.equal(wide, region.shape), 0, link.index)
+    high = low + region.shape
+    index = np.where(np.equal(wide, region.shape), link.index, 0)
+
+    def part(where: Any) -> np.ndarray:
+        spans = [s.indices(n)[:2] for s, n in zip(where, wide, strict=True)]
+        sent = np.zeros([b - a for a, b in spans], region.dtype)
+        both = [
+            (max(a, first), min(b, last))
+            for (a, b), first, last in zip(spans, low, high, strict=True)
+        ]
+        if all(a < b for a, b in both):
+            to = tuple(
+                slice(a - start, b - start)
+                for (a, b), (start, _) in zip(both, spans, strict=True)
+            )
+            of = tuple(
+                slice(a - first, b - first)
+                for (a, b), first in zip(both, low, strict=True)
+            )
+            sent[to] = region[of]
+        return sent
+
+    split = jax.sharding.NamedSharding(
+        placed.mesh, jax.sharding.PartitionSpec(*spec)
+    )
+    sent = jax.make_array_from_callback(wide, split, part)
+    return _write_masked(param, sent, tuple(index), tuple(low), tuple(high))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write_masked(param, sent, index, low, high):
+    """Writes what is between two corners of an update, in place."""
+    inside = jnp.ones(sent.shape, bool)
+    for i, (first, last) in enumerate(zip(low, high, strict=True)):
+        at = jax.lax.broadcasted_iota(jnp.int32, sent.shape, i)
+        inside &= (at >= first) & (at < last)
+    old = jax.lax.dynamic_slice(param, index, sent.shape)
+    new = jnp.where(inside, sent.astype(param.dtype), old)
+    return jax.lax.dynamic_update_slice(param, new, index)
 
 
 @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)

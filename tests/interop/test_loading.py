@@ -1,6 +1,9 @@
 """How checkpoints are read: what is refused, what is held, where it goes."""
 
 import json
+import re
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from seqjax import models
 from seqjax.interop import checkpoint
 from seqjax.interop import loading
 from seqjax.interop import safetensors
+from seqjax.interop import tables
 from seqjax.parallel import mesh as mesh_lib
 from seqjax.parallel import sharding
 from tests.interop import changed
@@ -244,6 +248,45 @@ def test_on_a_mesh_in_several_files(tmp_path):
     assert f"names files that are not there: ['{files[3]}']" in refusal(
         tmp_path / "out"
     )
+
+
+def test_a_write_on_a_mesh_gathers_nothing():
+    mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(fsdp=8))
+    split = jax.sharding.PartitionSpec(None, None, "fsdp")
+    split = jax.sharding.NamedSharding(mesh, split)
+    param = jax.device_put(np.zeros((3, 4, 64), np.float32), split)
+    # Columns 20 to 50 of a row: parts of three devices and all of one.
+    shape = 30, 4
+    link = tables.Link(
+        "x", shape, shape, None, (1, 0), "y", (1, 0, 20), (1, 4, 30)
+    )
+    tensor = np.arange(120, dtype=np.float32).reshape(shape)
+    wanted = np.zeros(param.shape, np.float32)
+    wanted[1, :, 20:50] = tensor.T
+    index = low = high = (np.int64(0),) * 3
+    program = loading._write_masked.lower(
+        param, param[:1], index, low, high
+    ).compile()
+    assert not re.search("all-(gather|reduce|to-all)", program.as_text() or "")
+    param = loading._write_on_mesh(param, tensor, link)
+    np.testing.assert_array_equal(param, wanted)
+    assert param.sharding.is_equivalent_to(split, 3)
+
+
+def test_hub(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked.append((name, revision))
+        assert "*.safetensors" in allow_patterns
+        return str(GLA)
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert interop.describe("owner/name@v1") == interop.describe(GLA)
+    assert interop.folder("owner/name") == GLA
+    assert asked == [("owner/name", "v1"), ("owner/name", None)]
+    assert interop.folder(tmp_path) == tmp_path and len(asked) == 2
 
 
 def test_sizes_that_the_tensors_tell(tmp_path):
