@@ -54,6 +54,19 @@ def _packed(x, weight, segment_ids):
     )
 
 
+def _gated(q, k, v, log_decay, initial_state):
+    return ops.gated_linear_attention(
+        q,
+        k,
+        v,
+        log_decay,
+        initial_state=initial_state,
+        implementation="triton",
+    )
+
+
+_QKV = (_of(jnp.bfloat16, 2, 16384, 16, 128),) * 3
+_STATE = _of(jnp.float32, 2, 16, 128, 128)
 _X = _of(jnp.bfloat16, 2, 16384, 2048)
 _W = _of(jnp.float32, 4, 2048)
 
@@ -73,5 +86,13 @@ BUDGETS = (
         (1, 2),
         (16, 22),
         0.01,
+    ),
+    Budget(
+        "gated_linear_attention",
+        _gated,
+        (*_QKV, _of(jnp.float32, 2, 16384, 16), _STATE),
+        (2, 5),
+        (2, 6),
+        0.6,
     ),
 )
