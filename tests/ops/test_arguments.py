@@ -74,7 +74,10 @@ def test_feature_maps_see_nothing_at_padding(form):
         ({"q": [[1.0]]}, r"q must be an array of shape .* got list"),
         ({"v": "values"}, r"v must be an array of shape .* got str"),
         ({"normalize": "yes"}, "normalize must be True or False, got 'yes'"),
-        ({"implementation": 5}, "implementation must be one of xla, .* got 5"),
+        (
+            {"implementation": 5},
+            "implementation must be one of triton, xla, .* got 5",
+        ),
         ({"scale": jnp.ones(())}, "fold a traced scale into q"),
         ({"scale": np.inf}, "scale must be finite, got inf"),
         ({"state_dtype": object()}, "state_dtype must be one of"),
