@@ -10,6 +10,9 @@ kernels, with which shapes:
 `run` takes arrays and returns anything; it imports kernels when it is called.
 It is only traced, so shapes may be those of real models. The kernels that it
 launches, with their constants, warps and stages, are what is compiled.
+
+Registers must hold everything. What has no better tiles is named in SPILLS,
+{(kind of device, "case: kernel"): bytes}, with the reason.
 """
 
 from collections.abc import Callable
@@ -21,7 +24,7 @@ import jax
 from seqjax_kernels import devices
 from seqjax_kernels import launch
 
-FAMILIES = ("pointwise",)
+FAMILIES = ("pointwise", "decay")
 
 
 class Case(NamedTuple):
@@ -41,6 +44,12 @@ class Case(NamedTuple):
 def cases(family: str) -> tuple[Case, ...]:
     """The cases of a family."""
     return importlib.import_module(f"seqjax_kernels.{family}.cases").CASES
+
+
+def spills(family: str) -> dict[tuple[str, str], int]:
+    """Bytes that named kernels of a family may spill."""
+    module = importlib.import_module(f"seqjax_kernels.{family}.cases")
+    return getattr(module, "SPILLS", {})
 
 
 def abstract_gpu(kind: str) -> jax.sharding.AbstractMesh:

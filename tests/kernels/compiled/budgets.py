@@ -65,6 +65,22 @@ def _gated(q, k, v, log_decay, initial_state):
     )
 
 
+def _linear(q, k, v):
+    return ops.linear_attention(q, k, v, implementation="triton")
+
+
+def _retention(q, k, v):
+    return ops.retention(q, k, v, implementation="triton")
+
+
+def _lightning(q, k, v):
+    return ops.lightning_attention(q, k, v, implementation="triton")
+
+
+def _ssd(x, dt, A, B, C):
+    return ops.ssd(x, dt, A, B, C, implementation="triton")
+
+
 _QKV = (_of(jnp.bfloat16, 2, 16384, 16, 128),) * 3
 _STATE = _of(jnp.float32, 2, 16, 128, 128)
 _X = _of(jnp.bfloat16, 2, 16384, 2048)
@@ -94,5 +110,29 @@ BUDGETS = (
         (2, 5),
         (2, 6),
         0.6,
+    ),
+    Budget(
+        "gated_linear_attention, channels",
+        _gated,
+        (*_QKV, _of(jnp.float32, 2, 16384, 16, 128), _STATE),
+        (3, 6),
+        (3, 6),
+        0.8,
+    ),
+    Budget("linear_attention", _linear, _QKV, (2, 5), (3, 6), 0.6),
+    Budget("retention", _retention, _QKV, (2, 5), (3, 6), 0.6),
+    Budget("lightning_attention", _lightning, _QKV, (2, 5), (3, 6), 0.6),
+    Budget(
+        "ssd",
+        _ssd,
+        (
+            _of(jnp.bfloat16, 2, 16384, 32, 64),
+            _of(jnp.float32, 2, 16384, 32),
+            _of(jnp.float32, 32),
+            *(_of(jnp.bfloat16, 2, 16384, 1, 128),) * 2,
+        ),
+        (2, 5),
+        (8, 15),
+        2.0,
     ),
 )
