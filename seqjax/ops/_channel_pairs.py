@@ -17,13 +17,12 @@ recomputes, nothing but its arguments has to be kept.  The delta rules, with two
 vectors that read and up to two that are read, have `_channel_scores`.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqjax.ops import _channel_decays
+from seqjax.ops import _channel_halvings
 
 
 def with_starts(log: jax.Array, starts: jax.Array | None) -> jax.Array:
@@ -103,49 +102,20 @@ def channel_inside(
 def _assemble(blocks):
     """Scores [..., M, C, C], i > j, from those of each halving.
 
-    Gathers both ways: as a scatter, which it would transpose to, it is slow.
-
     Args:
       blocks: [..., log2 C, M, C/2, C/2]; entries of tokens that part at another
         halving are ignored.
     """
     reads, half = blocks.shape[-3:-1]
-    source, _ = _places(reads, 2 * half)
-    return _gather(blocks, 4, source)
+    source, _ = _channel_halvings.places(reads, 1, 2 * half)
+    return _channel_halvings.gather(blocks, 4, source[0])
 
 
 def _disassemble(_, scores):
     reads, size = scores.shape[-3:-1]
-    _, source = _places(reads, size)
-    return (_gather(scores, 3, source),)
+    _, source = _channel_halvings.places(reads, 1, size)
+    source = source.reshape(-1, reads, size // 2, size // 2)
+    return (_channel_halvings.gather(scores, 3, source),)
 
 
 _assemble.defvjp(lambda blocks: (_assemble(blocks), None), _disassemble)
-
-
-def _gather(x, axes, source):
-    flat = x.reshape(*x.shape[:-axes], -1)
-    taken = jnp.take(flat, np.maximum(source, 0).ravel(), axis=-1, mode="clip")
-    taken = taken.reshape(*x.shape[:-axes], *source.shape)
-    return jnp.where(source >= 0, taken, 0)
-
-
-@functools.cache
-def _places(reads, size):
-    """Where each score stands in the blocks, and the reverse; -1 for none."""
-    i, j = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
-    levels, half = (size - 1).bit_length(), size // 2
-    in_blocks = np.full((reads, size, size), -1, np.int32)
-    in_scores = np.full((levels, reads, half, half), -1, np.int32)
-    for level in range(levels):
-        parted = ((i >> level) ^ (j >> level) == 1) & (i > j)
-        rows, columns = i[parted], j[parted]
-        low = (1 << level) - 1
-        row = (rows >> level + 1 << level) + (rows & low)
-        column = (columns >> level + 1 << level) + (columns & low)
-        for read in range(reads):
-            block = (level * reads + read) * half * half
-            in_blocks[read, rows, columns] = block + row * half + column
-            score = read * size * size + rows * size + columns
-            in_scores[level, read, row, column] = score
-    return in_blocks, in_scores

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import recurrence
+from seqjax.ops import _channel_halvings
 
 # Finite, so that 0 times it is 0; no sum over a chunk overflows, and no finite
 # gate that it replaces differs from it: their exponential is 0.
@@ -134,7 +135,7 @@ def scores(
         "...ik,...jk->...ij", _flat(x), _flat(y), precision=precision
     )
     reads, size = x.shape[-3:-1]
-    in_blocks, _ = _places(reads, y.shape[-3], size)
+    in_blocks, _ = _channel_halvings.places(reads, y.shape[-3], size)
     made = []
     for vectors in wanted:
         source = np.concatenate([in_blocks[n, m] for m, n in vectors])
@@ -146,7 +147,11 @@ def scores(
             axis=-2,
         )
         own_token = np.tile(np.eye(size, dtype=bool), (len(vectors), 1))
-        made.append(jnp.where(own_token, own, _gather(blocks, 3, source)))
+        made.append(
+            jnp.where(
+                own_token, own, _channel_halvings.gather(blocks, 3, source)
+            )
+        )
     return made
 
 
@@ -176,8 +181,8 @@ def scores_cotangents(
     """
     scores_bar, head_bar, tail_bar, total_bar = bars
     reads, writes, size = x.shape[-3], y.shape[-3], x.shape[-2]
-    _, source = _places(reads, writes, size)
-    blocks_bar = _gather(scores_bar, 4, source)
+    _, source = _channel_halvings.places(reads, writes, size)
+    blocks_bar = _channel_halvings.gather(scores_bar, 4, source)
     x_bar = jnp.einsum(
         "...ij,...jk->...ik", blocks_bar, p.y_halves, precision=precision
     )
@@ -270,13 +275,6 @@ def _whole(bar, factor, which):
     return whole
 
 
-def _gather(x, axes, source):
-    flat = x.reshape(*x.shape[:-axes], -1)
-    taken = jnp.take(flat, np.maximum(source, 0).ravel(), axis=-1, mode="clip")
-    taken = taken.reshape(*x.shape[:-axes], *source.shape)
-    return jnp.where(source >= 0, taken, 0)
-
-
 @functools.cache
 def _selection(size, which):
     """[L C/2, C] of zeros and ones: what `_halves` takes, level by level."""
@@ -300,26 +298,3 @@ def _sums(size):
         leave.append((same & (m > i))[~second])
     rows = [*enter, *leave, m <= i, m > i]
     return np.concatenate(rows).astype(np.float64)
-
-
-@functools.cache
-def _places(reads, writes, size):
-    """Where each score stands in the blocks, and the reverse; -1 for none."""
-    levels, half = (size - 1).bit_length(), size // 2
-    in_blocks = np.full((writes, reads, size, size), -1, np.int32)
-    in_scores = np.full((levels, reads, half, writes, half), -1, np.int32)
-    i, j = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
-    for level in range(levels):
-        parted = ((i >> level) ^ (j >> level) == 1) & (i > j)
-        rows, columns = i[parted], j[parted]
-        low = (1 << level) - 1
-        row = (rows >> level + 1 << level) + (rows & low)
-        column = (columns >> level + 1 << level) + (columns & low)
-        for x in range(reads):
-            for y in range(writes):
-                block = (level * reads + x) * half + row
-                block = (block * writes + y) * half + column
-                in_blocks[y, x, rows, columns] = block
-                score = (x * size + rows) * writes + y
-                in_scores[level, x, row, y, column] = score * size + columns
-    return in_blocks, in_scores.reshape(levels, reads * half, writes * half)

@@ -38,7 +38,7 @@ def forward(
       starts: bool [B, T], where a document starts, or None.
       initial: float32 [B, H, K, V].
       scale: factor of q.
-      chunk_size: 16, 32, 64, 128, or None for the table's choice.
+      chunk_size: of `problems.chunk_sizes`, or None for the table's choice.
       launcher: as of `launch.call`.
 
     Returns:
