@@ -16,7 +16,6 @@ experts, and the correction is a constant that only checkpoints bring.
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal
 
 from flax import linen as nn
@@ -29,48 +28,11 @@ from seqjax.layers import fields
 from seqjax.layers import initializers
 from seqjax.layers import mixer
 from seqjax.layers import norms
+from seqjax.layers import routing
 from seqjax.layers import swiglu
-from seqjax.recurrence import varying
 
 Scores = Literal["softmax", "sigmoid"]
 Form = Literal["dense", "grouped"]
-
-
-def route(
-    scores: jax.Array,
-    active: int,
-    *,
-    correction: jax.Array | None = None,
-    groups: int = 1,
-    active_groups: int = 1,
-) -> tuple[jax.Array, jax.Array]:
-    """The experts of each token.
-
-    Args:
-      scores: [N, E], float.
-      active: k, experts of a token.
-      correction: [E], added for the choice alone; None for none.
-      groups: G, neighbouring experts that are chosen together; divides E.
-      active_groups: groups that a token may choose from: those whose best two
-        experts have the largest sum.
-
-    Returns:
-      The scores of the chosen [N, k] and their indices, int32 [N, k], best
-      first; among equals the lowest index first.
-    """
-    wanted = jax.lax.stop_gradient(scores)
-    if correction is not None:
-        correction = jax.lax.stop_gradient(correction).astype(wanted.dtype)
-        wanted = wanted + norms.expand(correction, wanted)
-    if active_groups < groups:
-        grouped = wanted.reshape(wanted.shape[0], groups, -1)
-        best = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(-1)
-        kept = jax.lax.top_k(best, active_groups)[1]
-        open_ = jnp.any(jax.nn.one_hot(kept, groups, dtype=bool), axis=1)
-        grouped = jnp.where(open_[:, :, None], grouped, -jnp.inf)
-        wanted = grouped.reshape(wanted.shape)
-    index = jax.lax.top_k(wanted, active)[1]
-    return jnp.take_along_axis(scores, index, axis=1), index
 
 
 class Stacked(nn.Module):
@@ -157,7 +119,7 @@ class MoE(nn.Module):
         form = self.form
         if form is None:
             form = "dense" if jax.default_backend() == "cpu" else "grouped"
-        through = {"dense": _dense, "grouped": _grouped}[form]
+        through = {"dense": routing.dense, "grouped": routing.grouped}[form]
         act = activations.named(self.activation)
         y = through(act, flat.astype(self.dtype), weights, index, kernels)
         y = y.reshape(x.shape).astype(self.dtype)
@@ -180,7 +142,7 @@ class MoE(nn.Module):
                 (self.experts,),
                 jnp.float32,
             )
-        weights, index = route(
+        weights, index = routing.route(
             scored[self.scores](logits),
             self.active,
             correction=correction,
@@ -208,52 +170,6 @@ class MoE(nn.Module):
             1, use_bias=False, dtype=self.dtype, name="shared_gate"
         )(x)
         return y * nn.sigmoid(gate)
-
-
-def _expert(act, kernels: Any, product: Any, x: jax.Array) -> jax.Array:
-    """An MLP; `product(x, kernel)` is its matrix product."""
-    hidden = product(x, kernels["up"])
-    if "gate" in kernels:
-        hidden = act(product(x, kernels["gate"])) * hidden
-    else:
-        hidden = act(hidden)
-    return product(hidden, kernels["down"])
-
-
-def _dense(act, x, weights, index, kernels) -> jax.Array:
-    """Every expert on every token x [N, D], weights 0 where not chosen."""
-    chosen = jax.nn.one_hot(index, kernels["up"].shape[0], dtype=bool)
-    shares = jnp.sum(jnp.where(chosen, weights[:, :, None], 0), axis=1)
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def one(y, expert):
-        own, share = expert
-        out = _expert(act, own, jnp.matmul, x)
-        return y + out * share[:, None], None
-
-    y = jnp.zeros(x.shape, shares.dtype)
-    y = varying.match_varying(y, varying.varying_axes(x))
-    return jax.lax.scan(one, y, (kernels, shares.T))[0]
-
-
-def _grouped(act, x, weights, index, kernels) -> jax.Array:
-    """The chosen experts alone, rows sorted by expert."""
-    active, flat = index.shape[1], index.reshape(-1)
-    order = jnp.argsort(flat, stable=True)
-    chosen = jax.nn.one_hot(flat, kernels["up"].shape[0], dtype=jnp.int32)
-    counts = jnp.sum(chosen, axis=0)
-
-    def product(rows, kernel):
-        return jax.lax.ragged_dot(rows, kernel, counts)
-
-    # Each row has one place, so that the sums of its gradient have an order.
-    rows = jnp.repeat(x, active, axis=0)
-    rows = rows.at[order].get(unique_indices=True, mode="clip")
-    y = _expert(act, kernels, product, rows)
-    back = jnp.argsort(order)
-    y = y.at[back].get(unique_indices=True, mode="clip")
-    y = y.reshape(*index.shape, -1) * weights[:, :, None]
-    return jnp.sum(y, axis=1)
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -7,7 +7,7 @@ import pytest
 
 from seqjax import layers
 from seqjax import models
-from seqjax.layers import moe
+from seqjax.layers import routing
 
 B, T, D, E, F = 2, 9, 6, 8, 5
 # Mixtral; Jamba; Qwen3-Next; DeepSeek-V3 and Kimi; Nemotron.
@@ -155,7 +155,7 @@ def test_gradient_against_differences():
 
 def test_equal_scores_take_the_first_expert():
     scores = jnp.full((1, 6), 0.5)
-    _, index = moe.route(scores, 2, groups=3, active_groups=1)
+    _, index = routing.route(scores, 2, groups=3, active_groups=1)
     np.testing.assert_array_equal(index, [[0, 1]])
 
 
