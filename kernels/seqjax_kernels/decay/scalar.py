@@ -57,25 +57,8 @@ def forward(
         reverse=False,
         launcher=launcher,
     )
-    tiles = problem.config.outputs
-    blocks = -(-problem.value // tiles.value)
-    from seqjax_kernels.decay import outputs
-
-    (y,) = launch.call(
-        outputs.outputs_kernel,
-        q,
-        k,
-        v,
-        log_decay,
-        starts,
-        states,
-        outputs=[jax.ShapeDtypeStruct(v.shape, v.dtype)],
-        grid=(problem.batch * problem.heads * problem.chunks * blocks, 1, 1),
-        constants=problems.constants(problem, tiles, SCALE=problem.scale),
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
-        launcher=launcher,
-    )
+    inputs = (q, k, v, log_decay, starts, states)
+    y = _walk(problem, inputs, v.dtype, False, launcher)
     return y, final, states
 
 
@@ -126,26 +109,10 @@ def backward(
         reverse=True,
         launcher=launcher,
     )
+    inputs = (k, q, y_bar, log_decay, starts, state_bars)
+    v_bar = _walk(problem, inputs, v.dtype, True, launcher)
     from seqjax_kernels.decay import key_gradients
-    from seqjax_kernels.decay import value_gradients
 
-    tiles = problem.config.values
-    blocks = -(-problem.value // tiles.value)
-    (v_bar,) = launch.call(
-        value_gradients.value_gradients_kernel,
-        q,
-        k,
-        log_decay,
-        starts,
-        y_bar,
-        state_bars,
-        outputs=[jax.ShapeDtypeStruct(v.shape, v.dtype)],
-        grid=(problem.batch * problem.heads * problem.chunks * blocks, 1, 1),
-        constants=problems.constants(problem, tiles, SCALE=problem.scale),
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
-        launcher=launcher,
-    )
     tiles = problem.config.keys
     blocks = -(-problem.key // tiles.key)
     shares = problem.shares
@@ -190,3 +157,25 @@ def backward(
         gate_bar[0] if gate_bar else None,
         initial_bar,
     )
+
+
+def _walk(problem, inputs, dtype, reverse, launcher):
+    """Outputs, or in reverse the gradients of the values."""
+    from seqjax_kernels.decay import walk
+
+    tiles = problem.config.values if reverse else problem.config.outputs
+    blocks = -(-problem.value // tiles.value)
+    shape = (problem.batch, problem.length, problem.heads, problem.value)
+    (made,) = launch.call(
+        walk.walk_kernel,
+        *inputs,
+        outputs=[jax.ShapeDtypeStruct(shape, dtype)],
+        grid=(problem.batch * problem.heads * problem.chunks * blocks, 1, 1),
+        constants=problems.constants(
+            problem, tiles, SCALE=problem.scale, REVERSE=reverse
+        ),
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+        launcher=launcher,
+    )
+    return made

@@ -1,8 +1,9 @@
-"""Cotangents of the values of each chunk, from that of the state behind it.
+"""What states and pairs make of the tokens of each chunk, either way.
 
-    dV = tail * (K dS) + A^T dY         A = (Q K^T) * D, dY = scale dO
+    outputs             O  = scale [ head * (Q S) + A V ]        A = (Q K^T) * D
+    values' gradients   dV = tail * (K dS) + A^T (scale dO)
 
-One program makes a tile of them for one chunk and head.
+One program makes a tile for one chunk and head.
 """
 
 # pyright: reportMissingImports=false
@@ -14,14 +15,14 @@ from seqjax_kernels.decay import gates
 
 
 @triton.jit
-def value_gradients_kernel(
-    q,
-    k,
+def walk_kernel(
+    x,
+    y,
+    w,
     gate,
     starts,
-    y_bar,
-    state_bars,
-    v_bar,
+    states,
+    out,
     T: tl.constexpr,
     G: tl.constexpr,
     H: tl.constexpr,
@@ -30,12 +31,13 @@ def value_gradients_kernel(
     C: tl.constexpr,
     SCALE: tl.constexpr,
     GATE: tl.constexpr,
+    REVERSE: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """dV [B,T,H,V]; `state_bars` [B,H,chunks,K,V]."""
+    """[B,T,H,V] of x, y (q, k or k, q), w (v or dO), states [B,H,chunks,K,V]."""
     CHUNKS: tl.constexpr = (T + C - 1) // C
     TILES: tl.constexpr = (V + BV - 1) // BV
     pid = tl.program_id(0).to(tl.int64)
@@ -48,25 +50,25 @@ def value_gradients_kernel(
     t = chunk * C + rows
     ok = t < T
     first = b * T + chunk * C
-    # Pointers are advanced by scalars of 64 bits, tiles hold 32.
     qk = (first * G + h // (H // G)) * K
-    state = state_bars + pid * (K * V)
+    # Pointers are advanced by scalars of 64 bits, tiles hold 32.
+    state = states + pid * (K * V)
     vs = (first * H + h) * V
     values = rows[:, None] * (H * V) + vv[None, :]
     in_v = ok[:, None] & (vv[None, :] < V)
 
-    # Scores transposed: [j, i].
+    # Scores of the tokens of x in rows: [i, j], and [j, i] in reverse.
     scores = tl.zeros([C, C], tl.float32)
-    out = tl.zeros([C, BV], tl.float32)
+    read = tl.zeros([C, BV], tl.float32)
     for start in range(0, K, BK):
         kk = start + tl.arange(0, BK)
-        k_tile = tl.load(
-            k + qk + (rows[:, None] * (G * K) + kk[None, :]),
+        x_tile = tl.load(
+            x + qk + (rows[:, None] * (G * K) + kk[None, :]),
             mask=ok[:, None] & (kk[None, :] < K),
             other=0.0,
         )
-        q_tile = tl.load(
-            q + qk + (rows[None, :] * (G * K) + kk[:, None]),
+        y_tile = tl.load(
+            y + qk + (rows[None, :] * (G * K) + kk[:, None]),
             mask=ok[None, :] & (kk[:, None] < K),
             other=0.0,
         )
@@ -75,27 +77,31 @@ def value_gradients_kernel(
             mask=(kk[:, None] < K) & (vv[None, :] < V),
             other=0.0,
         )
-        k_tile = gates.operand(k_tile, DOT)
+        x_tile = gates.operand(x_tile, DOT)
         scores = tl.dot(
-            k_tile,
-            gates.operand(q_tile, DOT),
+            x_tile,
+            gates.operand(y_tile, DOT),
             acc=scores,
             input_precision=PRECISION,
         )
-        out = tl.dot(
-            k_tile,
+        read = tl.dot(
+            x_tile,
             gates.operand(s_tile, DOT),
-            acc=out,
+            acc=read,
             input_precision=PRECISION,
         )
-    pairs, _ = gates.pair_decays(gate, starts, b, h, t, T, H, True, GATE)
-    tail, _ = gates.tail_decays(gate, starts, b, h, t, T, H, GATE)
-    y_tile = tl.load(y_bar + vs + values, mask=in_v, other=0.0)
-    out = tl.dot(
+    pairs, lead = gates.pair_decays(gate, starts, b, h, t, T, H, REVERSE, GATE)
+    if REVERSE:
+        lead, _ = gates.tail_decays(gate, starts, b, h, t, T, H, GATE)
+    w_tile = tl.load(w + vs + values, mask=in_v, other=0.0)
+    if REVERSE:
+        w_tile = w_tile.to(tl.float32) * SCALE
+    made = tl.dot(
         gates.operand(scores * pairs, DOT),
-        gates.operand(y_tile.to(tl.float32) * SCALE, DOT),
-        acc=tail[:, None] * out,
+        gates.operand(w_tile, DOT),
+        acc=lead[:, None] * read,
         input_precision=PRECISION,
     )
-    out = out.to(v_bar.dtype.element_ty)
-    tl.store(v_bar + vs + values, out, mask=in_v)
+    if not REVERSE:
+        made = SCALE * made
+    tl.store(out + vs + values, made.to(out.dtype.element_ty), mask=in_v)
