@@ -12,10 +12,18 @@ two outputs, so that the rivals are seen to compute the same function. What is
 timed is the sequence mixing: layers of theirs that cannot be had without
 projections get the identity for those. Neither torch nor transformers is a
 dependency of seqjax.
+
+glibc gives large blocks back to the system and faults them in again, which
+costs PyTorch up to three times its time on some machines (Mamba-2: 54 ms for
+21). To see both sides at their best, keep the blocks:
+
+    export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456 \
+        MALLOC_TRIM_THRESHOLD_=8589934592
 """
 
 from collections.abc import Callable, Sequence
 import json
+import os
 import pathlib
 import platform
 import time
@@ -29,6 +37,7 @@ import numpy as np
 
 from benchmarks import _timing
 from seqjax import ops
+from seqjax.training import provenance
 
 LENGTH, HEADS, WIDTH, CHANNELS, STATES = 2048, 4, 64, 256, 16
 
@@ -40,13 +49,13 @@ class Rivals(NamedTuple):
       inputs: float32 arrays by name, in our layout.
       ours: of jax arrays in the order of `inputs`; returns y.
       theirs: of torch tensors in the order of `inputs`; returns y as ours.
-      slow: whether theirs takes seconds a run; then it runs a few times only.
+      most: runs at most, where theirs takes seconds each.
     """
 
     inputs: dict[str, np.ndarray]
     ours: Callable[..., jax.Array]
     theirs: Callable[..., Any]
-    slow: bool = False
+    most: int | None = None
 
 
 class Row(NamedTuple):
@@ -54,6 +63,7 @@ class Row(NamedTuple):
 
     operator: str
     direction: str
+    runs: int
     ours: float
     theirs: float
     times_faster: float
@@ -106,7 +116,7 @@ def kda(rng) -> Rivals:
         _delta_inputs(rng, (WIDTH,)),
         lambda *x: ops.delta_rule(*x)[0],
         theirs,
-        slow=True,
+        most=3,
     )
 
 
@@ -203,9 +213,7 @@ def mamba1(rng) -> Rivals:
         )
         return peer.mamba_selective_scan(x, dt, A, B, C).transpose(1, 2)
 
-    return Rivals(
-        inputs, lambda *x: ops.selective_scan(*x)[0], theirs, slow=True
-    )
+    return Rivals(inputs, lambda *x: ops.selective_scan(*x)[0], theirs, most=1)
 
 
 def rg_lru(rng) -> Rivals:
@@ -227,7 +235,7 @@ def rg_lru(rng) -> Rivals:
         return scan(None, x, log_decay.exp(), first, None)[0]
 
     return Rivals(
-        inputs, lambda *x: ops.linear_recurrence(*x)[0], theirs, slow=True
+        inputs, lambda *x: ops.linear_recurrence(*x)[0], theirs, most=3
     )
 
 
@@ -278,12 +286,13 @@ def measure(name: str, repeats: int) -> list[Row]:
         ("forward", lambda: forward(*arrays), their_forward),
         ("both", lambda: both(ct, *arrays), their_both),
     ):
-        count = min(repeats, 3) if rivals.slow else repeats
+        count = min(repeats, rivals.most or repeats)
         a, b = _timing.interleave([ours, theirs], count)
         rows.append(
             Row(
                 name,
                 direction,
+                count,
                 a.median,
                 b.median,
                 b.median / a.median,
@@ -296,9 +305,37 @@ def measure(name: str, repeats: int) -> list[Row]:
 def line(row: Row) -> str:
     """One line of the printed table."""
     return (
-        f"{row.operator:20}{row.direction:>10}{row.ours:12.2f}"
+        f"{row.operator:20}{row.direction:>10}{row.runs:>6}{row.ours:12.2f}"
         f"{row.theirs:12.2f}{row.times_faster:10.2f}{row.difference:14.1e}"
     )
+
+
+def about() -> dict[str, Any]:
+    """Where and with what the table was made, for its JSON file."""
+    import torch
+    import transformers
+
+    return {
+        "settings": {
+            "threads": flags.FLAGS.threads,
+            "malloc": {
+                name: value
+                for name, value in sorted(os.environ.items())
+                if name.startswith("MALLOC_")
+            },
+        },
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "platform": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "commit": provenance.git_hash(),
+        "when": time.strftime("%Y-%m-%d"),
+    }
 
 
 def main(argv: Sequence[str]) -> None:
@@ -316,11 +353,11 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(flags.FLAGS.threads)
     print(
         f"jax {jax.__version__}, torch {torch.__version__}, transformers"
-        f" {transformers.__version__}, {flags.FLAGS.threads} threads, median"
-        f" of {flags.FLAGS.repeats} (3 where theirs takes long)"
+        f" {transformers.__version__}, {flags.FLAGS.threads} threads, medians"
     )
     print(
-        f"{'operator':20}{'direction':>10}{'ours ms':>12}{'theirs ms':>12}"
+        f"{'operator':20}{'direction':>10}{'runs':>6}{'ours ms':>12}"
+        f"{'theirs ms':>12}"
         f"{'x faster':>10}{'difference':>14}"
     )
     rows = []
@@ -329,17 +366,10 @@ def main(argv: Sequence[str]) -> None:
             print(line(row), flush=True)
             rows.append(row)
     if flags.FLAGS.json:
-        about = {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "threads": flags.FLAGS.threads,
-            "when": time.strftime("%Y-%m-%d"),
-        }
-        table = {"about": about, "rows": [row._asdict() for row in rows]}
+        facts = about()
+        facts["rows"] = [row._asdict() for row in rows]
         pathlib.Path(flags.FLAGS.json).write_text(
-            json.dumps(table, indent=1) + "\n"
+            json.dumps(facts, indent=1) + "\n"
         )
 
 
