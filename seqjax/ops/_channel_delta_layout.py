@@ -40,7 +40,7 @@ def channel_chunks(plan, inputs, starts) -> Chunks:
       inputs: as of `_delta_channel_parts.dense_channel_parts`.
       starts: bool [B, T] or None.
     """
-    x = _chunks(plan, inputs, starts)
+    x = load(plan, inputs, starts)
     k, v, beta = x["k"], x["v"], x["beta"]
     a = k if x["read"] is None else x["read"]
     if beta is not None:
@@ -65,7 +65,7 @@ def dplr_chunks(plan, inputs, starts) -> Chunks:
       inputs: as of `_delta_channel_parts.dense_dplr_parts`.
       starts: bool [B, T] or None.
     """
-    x = _chunks(plan, inputs, starts)
+    x = load(plan, inputs, starts)
     a = x["a"]
     earlier = jnp.concatenate(
         [a[..., 1:, :], jnp.zeros_like(a[..., :1, :])], axis=-2
@@ -82,19 +82,25 @@ def dplr_chunks(plan, inputs, starts) -> Chunks:
     )
 
 
-def _chunks(plan, inputs, starts) -> dict[str, Any]:
-    """Inputs as [n, B, H, C, ...]; a start is a gate of -inf."""
+def load(plan, inputs, starts) -> dict[str, Any]:
+    """Inputs as [n, B, H, C, ...]; a start is a gate of -inf.
+
+    Args:
+      plan: `_delta_chunk.Plan` with one step a token.
+      inputs: dict of [B, T, H, ...], or fewer heads than v has; None is kept.
+      starts: bool [B, T] or None.
+    """
     heads = inputs["v"].shape[2]
     if starts is not None:
         log = jnp.where(starts[..., None, None], -jnp.inf, inputs["log_decay"])
         inputs = inputs | {"log_decay": log}
 
-    def load(x):
+    def of_heads(x):
         repeat = heads // x.shape[2]
         x = to_chunks(plan, x)
         return jnp.repeat(x, repeat, axis=2) if repeat > 1 else x
 
-    return {n: None if x is None else load(x) for n, x in inputs.items()}
+    return {n: None if x is None else of_heads(x) for n, x in inputs.items()}
 
 
 def to_chunks(plan, x):

@@ -15,7 +15,7 @@ which costs tens of microseconds on a CPU before it has done anything.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +36,12 @@ class Pairs(NamedTuple):
       factors: [..., L C + 2 C, K] in [0, 1]: enter and leave of the halvings,
         L C/2 rows each; head, from in front of the chunk through each token;
         tail, from behind each token through the end.
-      x_halves: [..., L, M C/2, K], x * enter in the second halves.
+      x_halves: [..., L, M C/2, K], x * enter in the second halves, or None.
       y_halves: [..., L, P C/2, K], y * leave in the first halves.
     """
 
     factors: jax.Array
-    x_halves: jax.Array
+    x_halves: Any
     y_halves: jax.Array
 
     @property
@@ -71,7 +71,7 @@ class Pairs(NamedTuple):
 
     @property
     def _levels(self):
-        return self.x_halves.shape[-3]
+        return self.y_halves.shape[-3]
 
     @property
     def _size(self):
@@ -84,11 +84,12 @@ class Pairs(NamedTuple):
         return rows.reshape(*rows.shape[:-2], levels, 1, half, rows.shape[-1])
 
 
-def pairs(x: jax.Array, y: jax.Array, log: jax.Array) -> Pairs:
+def pairs(x: jax.Array | None, y: jax.Array, log: jax.Array) -> Pairs:
     """What the scores of a chunk are made of.
 
     Args:
-      x: [..., M, C, K], what reads; C a power of two, at least 2.
+      x: [..., M, C, K], what reads; C a power of two, at least 2.  None where
+        it is not known yet, see `with_reads`.
       y: [..., P, C, K], what is read.
       log: [..., C, K], natural-log gates <= 0 of any size, -inf included.
 
@@ -105,10 +106,16 @@ def pairs(x: jax.Array, y: jax.Array, log: jax.Array) -> Pairs:
         )
         for n in (0, 1)
     )
-    x_halves = _flat(_halves(x, 1) * enter)
+    x_halves = None if x is None else _flat(_halves(x, 1) * enter)
     y_halves = _flat(_halves(y, 0) * leave)
     # Without the barrier XLA makes them again in each consumer.
     return Pairs(*jax.lax.optimization_barrier((factors, x_halves, y_halves)))
+
+
+def with_reads(p: Pairs, x: jax.Array) -> Pairs:
+    """Pairs with x [..., M, C, K] as what reads."""
+    x_halves = _flat(_halves(x, 1) * p.enter)
+    return p._replace(x_halves=jax.lax.optimization_barrier(x_halves))
 
 
 def scores(
@@ -179,23 +186,101 @@ def scores_cotangents(
         scores of others count for i > j alone.
       precision: of the products.
     """
+    scores_bar, head_bar, *_ = bars
+    inside = read(p, scores_bar, precision=precision)
+    y_bar, log_bar = rest_of_cotangents(
+        p, x, y, log, bars, inside, own_reads=own_reads, precision=precision
+    )
+    x_bar = x_cotangents(
+        p, y, scores_bar, head_bar, inside, own_reads=own_reads
+    )
+    return jnp.stack(x_bar, axis=-3), y_bar, log_bar
+
+
+class Inside(NamedTuple):
+    """What the scores' cotangents read in a chunk, halving by halving.
+
+    Attributes:
+      blocks: [..., L, M C/2, P C/2], the cotangents.
+      read: [..., L, M C/2, K], of them and y * leave.
+    """
+
+    blocks: jax.Array
+    read: jax.Array
+
+
+def read(p: Pairs, square: jax.Array, *, precision) -> Inside:
+    """Sums over j < i of square_ij leave_j y_j, of each halving.
+
+    Args:
+      p: of y and the gates.
+      square: [..., M, C, P, C], cotangents of scores.
+      precision: of the product.
+    """
+    reads, size, writes = square.shape[-4:-1]
+    _, source = _channel_halvings.places(reads, writes, size)
+    blocks = _channel_halvings.gather(square, 4, source)
+    made = jnp.einsum(
+        "...ij,...jk->...ik", blocks, p.y_halves, precision=precision
+    )
+    return Inside(blocks, jax.lax.optimization_barrier(made))
+
+
+def x_cotangents(
+    p: Pairs,
+    y: jax.Array,
+    square: jax.Array,
+    head_bar: jax.Array,
+    inside: Inside,
+    *,
+    own_reads: int,
+) -> list[jax.Array]:
+    """Sums over j <= i of square_ij D_ij y_j, and what is read at the head.
+
+    Args:
+      p: of y and the gates.
+      y: [..., P, C, K].
+      square: [..., M, C, P, C].
+      head_bar: [..., M, C, K].
+      inside: of `read`.
+      own_reads: as of `scores_cotangents`.
+
+    Returns:
+      M arrays [..., C, K].
+    """
+    reads, _, writes, _ = square.shape[-4:]
+    x_bar = _whole(_split(inside.read, reads), p.enter, 1)
+    for m in range(reads):
+        x_bar[m] += head_bar[..., m, :, :] * p.head
+        for n in range(writes if m < own_reads else 0):
+            x_bar[m] += _own(square, m, n) * y[..., n, :, :]
+    return x_bar
+
+
+def rest_of_cotangents(
+    p: Pairs,
+    x: jax.Array,
+    y: jax.Array,
+    log: jax.Array,
+    bars: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+    inside: Inside,
+    *,
+    own_reads: int,
+    precision,
+) -> tuple[jax.Array, jax.Array]:
+    """Cotangents of y and log; all as of `scores_cotangents` and `read`."""
     scores_bar, head_bar, tail_bar, total_bar = bars
     reads, writes, size = x.shape[-3], y.shape[-3], x.shape[-2]
-    _, source = _channel_halvings.places(reads, writes, size)
-    blocks_bar = _channel_halvings.gather(scores_bar, 4, source)
-    x_bar = jnp.einsum(
-        "...ij,...jk->...ik", blocks_bar, p.y_halves, precision=precision
+    y_halves_bar = jnp.einsum(
+        "...ij,...ik->...jk", inside.blocks, p.x_halves, precision=precision
     )
-    y_bar = jnp.einsum(
-        "...ij,...ik->...jk", blocks_bar, p.x_halves, precision=precision
-    )
-    x_bar, y_bar = jax.lax.optimization_barrier((x_bar, y_bar))
+    y_halves_bar = jax.lax.optimization_barrier(y_halves_bar)
     # Cotangents of logarithms: sums of factor * cotangent, all of one chunk.
     head, tail = p.head[..., None, :, :], p.tail[..., None, :, :]
     sums_bar = jnp.concatenate(
         [
-            _flat(_over_vectors(_split(x_bar * p.x_halves, reads))),
-            _flat(_over_vectors(_split(y_bar * p.y_halves, writes))),
+            _flat(_over_vectors(_split(inside.read * p.x_halves, reads))),
+            _flat(_over_vectors(_split(y_halves_bar * p.y_halves, writes))),
             _over_vectors(head_bar * x * head).at[..., -1, :].add(total_bar),
             _over_vectors(tail_bar * y * tail),
         ],
@@ -204,25 +289,18 @@ def scores_cotangents(
     log_bar = _product(_sums(size).T, sums_bar)
     log_bar = jnp.where(recurrence.vanishes(log), 0, log_bar)
 
-    x_bar = _whole(_split(x_bar, reads), p.enter, 1)
-    y_bar = _whole(_split(y_bar, writes), p.leave, 0)
-    own = [
-        [
-            jnp.diagonal(scores_bar[..., m, :, n, :], axis1=-2, axis2=-1)
-            for n in range(writes)
-        ]
-        for m in range(own_reads)
-    ]
-    for m in range(reads):
-        x_bar[m] += head_bar[..., m, :, :] * p.head
-        if m < own_reads:
-            for n in range(writes):
-                x_bar[m] += own[m][n][..., None] * y[..., n, :, :]
+    y_bar = _whole(_split(y_halves_bar, writes), p.leave, 0)
     for n in range(writes):
         y_bar[n] += tail_bar[..., n, :, :] * p.tail
         for m in range(own_reads):
-            y_bar[n] += own[m][n][..., None] * x[..., m, :, :]
-    return jnp.stack(x_bar, axis=-3), jnp.stack(y_bar, axis=-3), log_bar
+            y_bar[n] += _own(scores_bar, m, n) * x[..., m, :, :]
+    return jnp.stack(y_bar, axis=-3), log_bar
+
+
+def _own(square, m, n):
+    """[..., C, 1], what stands at i = j."""
+    own = square[..., m, :, n, :]
+    return jnp.diagonal(own, axis1=-2, axis2=-1)[..., None]
 
 
 def _product(matrix, x):

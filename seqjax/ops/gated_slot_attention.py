@@ -6,17 +6,19 @@ Zhang et al., "Gated Slot Attention for Efficient Linear-Time Sequence Modeling"
     K_t = K_{t-1} diag(exp(g_t)) + k_t s_t^T      a_t = softmax(scale K_t^T q_t)
     V_t = diag(exp(g_t)) V_{t-1} + s_t v_t^T      o_t = V_t^T a_t
 
-Two gated linear attentions with a softmax in between.  The second has gates on
-its key channels, the slots.  In the first they are on the value channels: each
-slot is a value head of width 1 with a gate of its own, and all slots of a head
-share q and k, hence their scores.
+Two gated linear attentions with a softmax in between: the second with gates on
+its key channels, the slots, the first with gates on its value channels.  The
+chunk form of plain JAX does both at once (`_slot_chunk`).  In other forms, in
+kernels, and in a shard, whose first half need not wait for the state in front,
+each slot of the first is a value head of width 1 with a gate of its own, and
+all slots of a head share q and k, hence their scores.
 
-Time O(T (C + K + V) M) a head in chunk form, state (K + V) M floats.  Weak in
-that slots are few and their weights are chosen without looking at them.
+Time O(T (C log C + K + V) M) a head in chunk form, state (K + V) M floats.
+Weak in that slots are few and their weights are chosen without looking at them.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +26,14 @@ import jax.numpy as jnp
 from seqjax import recurrence
 from seqjax.ops import _additive
 from seqjax.ops import _contract
+from seqjax.ops import _dispatch
+from seqjax.ops import _slot_chunk
 from seqjax.parallel import sequence
 from seqjax.parallel import shard_decays
 
 _OP = "gated_slot_attention"
 _additive.register(_OP)
-# Decays of the first half are C^2 M numbers a chunk and head.
+# Chunks of 16 and 64 take a third more.
 _DEFAULT_CHUNK = 32
 
 
@@ -119,13 +123,32 @@ def gated_slot_attention(
     scale = _additive.check_scale(_OP, scale, shapes["K"])
     precision = _contract.precision(q, k, v)
     entered = None
-    if axis_name is not None:
+    fused = (
+        form == "chunk"
+        and axis_name is None
+        and _in_plain_jax(options, s, v, log_decay, chunk_size)
+    )
+    if fused or axis_name is not None:
         aligned = _aligned(
             q, k, v, s, log_decay, segment_ids, state, axis_name, dtype
         )
         q, k, v, s = (aligned[name] for name in "qkvs")
         log_decay, state = aligned["log_decay"], aligned["state"]
         segment_ids = aligned["segment_ids"]
+    if fused:
+        o, state = _chunked(
+            dict(q=q, k=k, v=v, s=s, log_decay=log_decay),
+            state,
+            segment_ids,
+            chunk_size=chunk_size,
+            scale=scale,
+            dtype=dtype,
+            precision=precision,
+        )
+        return o.astype(v.dtype), GSAState(
+            state.k.astype(state_dtype), state.v.astype(state_dtype)
+        )
+    if axis_name is not None:
         entered = _enter(
             k, v, s, log_decay, segment_ids, state, precision, options
         )
@@ -174,6 +197,44 @@ def gated_slot_attention(
     return o.astype(v.dtype), GSAState(
         state.k.astype(state_dtype), state.v.astype(state_dtype)
     )
+
+
+def _in_plain_jax(options, s, v, log_decay, chunk_size):
+    """Whether no kernel takes the second half."""
+    run = _dispatch.choose(
+        _OP,
+        options.implementation,
+        form="chunk",
+        chunk_size=chunk_size,
+        q=s,
+        k=s,
+        v=v,
+        log_decay=log_decay,
+        segment_ids=options.segment_ids,
+        initial=log_decay,
+    )
+    return run is _additive.run_xla
+
+
+def _chunked(
+    inputs, state, segment_ids, *, chunk_size, scale, dtype, precision
+):
+    """(o, `GSAState`) of aligned inputs and the state in front of them."""
+    key, v = state.k.shape[2], inputs["v"]
+    if v.size == 0:
+        return jnp.zeros(v.shape, dtype), state
+    starts = None
+    if segment_ids is not None:
+        starts = recurrence.segment_starts(segment_ids)
+    plan = _slot_chunk.make_plan(
+        v, chunk_size=chunk_size, scale=scale, dtype=dtype, precision=precision
+    )
+    initial = jnp.concatenate([state.k.swapaxes(2, 3), state.v], axis=-1)
+    made: Any = _slot_chunk.slot_chunk(plan, inputs, starts, initial)
+    o, both = made
+    keys, values = jnp.split(both, [key], axis=-1)
+    o = recurrence.mask_padding(segment_ids, o)
+    return o, GSAState(keys.swapaxes(2, 3), values)
 
 
 def _aligned(q, k, v, s, log_decay, segment_ids, state, axis_name, dtype):
