@@ -173,6 +173,19 @@ def _log_linear():
     )
 
 
+def _convolution():
+    x, weight = _normal(1, 1, LENGTH, 1), jnp.array([[-0.4], [0.3], [0.6], [1]])
+    documents = (jnp.arange(LENGTH) // 24)[None].astype(jnp.int32)
+    convolution = ops.short_convolution
+    return (
+        Panel("four taps", _of(convolution, x, weight)),
+        Panel(
+            "three documents",
+            _of(convolution, x, weight, segment_ids=documents),
+        ),
+    )
+
+
 def _softmax():
     q, k, v = _qkv()
     attention = ops.softmax_attention
@@ -192,6 +205,7 @@ FIGURES = {
     "elementwise": _elementwise,
     "mlstm": _mlstm,
     "log_linear": _log_linear,
+    "convolution": _convolution,
     "softmax": _softmax,
 }
 

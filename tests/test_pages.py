@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+from experiments import figures
 from tests import _tree
 from tests import xla_flags
 
@@ -272,6 +273,16 @@ def test_every_page_is_linked():
         if name not in ("README.md", "docs/README.md"):
             assert f"({name.removeprefix('docs/')})" in index, name
     assert "(docs/README.md)" in PAGES["README.md"]
+
+
+def test_operators_are_drawn():
+    """By code, so that a picture can be drawn again."""
+    drawn = set()
+    for name, page in PAGES.items():
+        drawn |= set(re.findall(r"!\[mixing matrices\]\(figures/(\w+)", page))
+        if name.startswith("docs/") and "state" in page and "weak at" in page:
+            assert "](figures/" in page, name
+    assert drawn == set(figures.FIGURES)
 
 
 def test_last_line_of_training_is_shown():
