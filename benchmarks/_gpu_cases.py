@@ -4,6 +4,7 @@ from collections.abc import Callable
 import functools
 import math
 from typing import Any, NamedTuple
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -44,14 +45,15 @@ class Case(NamedTuple):
 
     Attributes:
       name: as printed.
-      run: (arrays by name, implementation) -> y.
+      run: (arrays by name, implementation) -> (y, state); the arrays may hold
+        an initial_state.
       shapes: Shape -> {name: (shape, kind)}, kind "token", "gate", "weight".
       flops: Shape -> matrix FLOPs of the chunked form, forward.
       peer: name of the function of flash-linear-attention, None for none.
     """
 
     name: str
-    run: Callable[[dict[str, jax.Array], str | None], jax.Array]
+    run: Callable[[dict[str, jax.Array], str | None], tuple]
     shapes: Callable[[Shape], dict[str, tuple[tuple[int, ...], str]]]
     flops: Callable[[Shape], float]
     peer: str | None = None
@@ -83,7 +85,7 @@ def _softmax_flops(shape: Shape) -> float:
 
 def _named(function, **options):
     def run(arrays, implementation):
-        return function(**arrays, **options, implementation=implementation)[0]
+        return function(**arrays, **options, implementation=implementation)
 
     return run
 
@@ -95,8 +97,9 @@ def _ssd(arrays, implementation):
         -jnp.ones(arrays["v"].shape[2], arrays["dt"].dtype),
         arrays["k"],
         arrays["q"],
+        initial_state=arrays.get("initial_state"),
         implementation=implementation,
-    )[0]
+    )
 
 
 def _ssd_shapes(shape: Shape):
@@ -153,20 +156,43 @@ CASES = (
 )
 
 
+def shapes_of(case: Case, shape: Shape):
+    """{name: (shape, kind)} of a case; a decode step has a state too."""
+    shapes = case.shapes(shape)
+    if shape.length > 1:
+        return shapes
+    if case.name == "short_convolution":
+        width, channels = shapes["weight"][0]
+        state = (shape.batch, width - 1, channels)
+    else:
+        state = (shape.batch, shape.heads, shape.width, shape.width)
+    return shapes | {"initial_state": (state, "state")}
+
+
 def make_inputs(case: Case, shape: Shape, seed: int) -> dict[str, np.ndarray]:
-    """Arrays of a case in float32, as they are rounded for the device."""
-    rng = np.random.default_rng(seed)
-    made = {}
-    for name, (size, kind) in case.shapes(shape).items():
-        value = rng.standard_normal(size, np.float32)
-        if kind == "gate":
-            value = -np.log1p(np.exp(-value - 3))
-        elif kind == "step":
-            value = 0.1 * np.log1p(np.exp(value))
-        elif kind == "token":
-            value = np.asarray(jnp.asarray(value, jnp.bfloat16), np.float32)
-        made[name] = value
-    return made
+    """Arrays of a case in float32, as they are rounded for the device.
+
+    Cases of one shape share them.
+    """
+    return {
+        name: _array(name, size, kind, seed)
+        for name, (size, kind) in shapes_of(case, shape).items()
+    }
+
+
+# Gigabytes for the largest shape, some seconds to make, and six cases take them
+# one after another.
+@functools.lru_cache(maxsize=8)
+def _array(name: str, size: tuple[int, ...], kind: str, seed: int):
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+    value = rng.standard_normal(size, np.float32)
+    if kind == "gate":
+        value = -np.log1p(np.exp(-value - 3))
+    elif kind == "step":
+        value = 0.1 * np.log1p(np.exp(value))
+    elif kind == "token":
+        value = np.asarray(value.astype(jnp.bfloat16), np.float32)
+    return value
 
 
 def dtype_of(kind: str) -> Any:
@@ -177,15 +203,16 @@ def dtype_of(kind: str) -> Any:
 def moved_bytes(case: Case, shape: Shape, both: bool) -> float:
     """Least traffic: inputs and y once; with gradients all of it twice more.
 
-    Forward reads the inputs and writes y; backward reads the inputs and the
-    cotangent of y, and writes a cotangent an input.
+    A decode step also writes its state.  Forward reads the inputs and writes y;
+    backward reads the inputs and the cotangent of y, and writes a cotangent an
+    input.
     """
-    sizes = [
-        math.prod(size) * jnp.dtype(dtype_of(kind)).itemsize
-        for size, kind in case.shapes(shape).values()
-    ]
-    out = math.prod(shape) * BYTES
-    inputs = float(sum(sizes))
+    sizes = {
+        name: math.prod(size) * jnp.dtype(dtype_of(kind)).itemsize
+        for name, (size, kind) in shapes_of(case, shape).items()
+    }
+    out = math.prod(shape) * BYTES + sizes.get("initial_state", 0)
+    inputs = float(sum(sizes.values()))
     return inputs + out + (2 * inputs + out if both else 0.0)
 
 

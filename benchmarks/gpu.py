@@ -15,6 +15,7 @@ block times one small kernel through each launcher. Without a GPU it refuses.
 """
 
 from collections.abc import Callable, Sequence
+import importlib.metadata
 import json
 import pathlib
 import platform
@@ -32,12 +33,22 @@ from benchmarks import _gpu_cases
 from benchmarks import _gpu_measure
 from benchmarks import _gpu_peers
 from seqjax.ops import _dispatch
+from seqjax.training import provenance
 from seqjax_kernels import launch
 from seqjax_kernels.pointwise import norm
 
 EXIT_NO_GPU = 2
 _SHORT = _gpu_cases.Shape(1, 320, 2, 64)
 _LAUNCHED = ("direct", "jax_triton")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "jax-cuda13-plugin",
+    "triton",
+    "jax-triton",
+    "torch",
+    "flash-linear-attention",
+)
 
 Row = _gpu_measure.Row
 
@@ -59,11 +70,19 @@ def about(roofline: _gpu_measure.Roofline) -> dict[str, Any]:
     """Where and with what the table was made, for its JSON file."""
     return {
         "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
+        "commit": provenance.git_hash(),
         "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
         "bandwidth": roofline.bandwidth,
         "flops": roofline.flops,
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def measure_roofline() -> _gpu_measure.Roofline:
@@ -95,20 +114,21 @@ def _compiled(run: Callable, inputs: Sequence[Any]):
 def errors(case: _gpu_cases.Case, implementation: str) -> float:
     """Largest error against float64 on the host, over the largest value."""
     arrays = _gpu_cases.make_inputs(case, _SHORT, seed=0)
-    kinds = {n: k for n, (_, k) in case.shapes(_SHORT).items()}
+    kinds = {n: k for n, (_, k) in _gpu_cases.shapes_of(case, _SHORT).items()}
     given = {
         n: jnp.asarray(a, _gpu_cases.dtype_of(kinds[n]))
         for n, a in arrays.items()
     }
     found = np.asarray(
-        jax.jit(lambda **a: case.run(a, implementation))(**given), np.float64
+        jax.jit(lambda **a: case.run(a, implementation)[0])(**given),
+        np.float64,
     )
     with (
         jax.enable_x64(True),
         jax.default_device(jax.local_devices(backend="cpu")[0]),
     ):
         wide = {n: np.asarray(a, np.float64) for n, a in arrays.items()}
-        exact = np.asarray(case.run(jax.tree.map(jnp.asarray, wide), "xla"))
+        exact = np.asarray(case.run(jax.tree.map(jnp.asarray, wide), "xla")[0])
     return float(np.abs(found - exact).max() / np.abs(exact).max())
 
 
@@ -119,7 +139,7 @@ def measure(
     roofline: _gpu_measure.Roofline,
 ) -> Row:
     """One operator in JAX at one shape."""
-    kinds = case.shapes(shape)
+    kinds = _gpu_cases.shapes_of(case, shape)
     arrays = _gpu_cases.make_inputs(case, shape, seed=1)
     total = sum(a.nbytes for a in arrays.values())
     inputs = [
@@ -131,7 +151,8 @@ def measure(
     ]
 
     def forward(*given):
-        return case.run(dict(zip(kinds, given, strict=True)), implementation)
+        made = case.run(dict(zip(kinds, given, strict=True)), implementation)
+        return made if shape.length == 1 else made[0]
 
     def both(*given):
         y, back = jax.vjp(forward, *given)
@@ -193,7 +214,10 @@ def measure_peer(
 def measure_softmax(shape: _gpu_cases.Shape) -> list[Row]:
     """Causal softmax attention of others, as a line to compare with."""
     case = _gpu_cases.Case(
-        "softmax", lambda a, how: _cudnn(**a), _gpu_cases.tokens, lambda s: 0.0
+        "softmax",
+        lambda a, how: (_cudnn(**a), None),
+        _gpu_cases.tokens,
+        lambda s: 0.0,
     )
     rows = []
     infinite = _gpu_measure.Roofline(float("inf"), float("inf"))
@@ -288,7 +312,7 @@ def run(
             if time.monotonic() > end:
                 add([Row(case.name, str(shape), "-", note="out of time")])
                 continue
-            for how in _implementations(case.name):
+            for how in _implementations(case.name, decode=shape.length == 1):
                 add([_tried(measure, case, shape, how, roofline)])
             if case.peer is not None and shape.length > 1:
                 arrays = _gpu_cases.make_inputs(case, shape, seed=1)
@@ -326,8 +350,13 @@ def _rated(rows: list[Row]) -> list[Row]:
     ]
 
 
-def _implementations(name: str) -> tuple[str, ...]:
-    """The kernel, if the operator has one, and plain JAX."""
+def _implementations(name: str, decode: bool = False) -> tuple[str, ...]:
+    """The kernel, if the operator has one, and plain JAX.
+
+    Kernels of the additive rule are of the chunk form, and have no step.
+    """
+    if decode and name != "short_convolution":
+        return ("xla",)
     function = "gated_linear_attention" if "gla" in name else name
     table = _dispatch.IMPLEMENTATIONS[function]
     return tuple(n for n in ("triton", "xla") if n in table)

@@ -98,10 +98,20 @@ def test_cases_run(name):
     arrays = _gpu_cases.make_inputs(case, shape, seed=0)
     kinds = {n: k for n, (_, k) in case.shapes(shape).items()}
     assert list(arrays) == list(kinds)
-    y = case.run(arrays, "xla")
+    y, _ = case.run(arrays, "xla")
     assert y.size == 1 * 8 * 2 * 4 and np.isfinite(np.asarray(y)).all()
     assert (arrays.get("log_decay", np.zeros(1)) <= 0).all()
     assert "xla" in gpu._implementations(name)
+    # Cases of a shape share their arrays.
+    again = _gpu_cases.make_inputs(case, shape, seed=0)
+    assert all(again[n] is arrays[n] for n in arrays)
+    # A decode step reads and writes a state.
+    step = shape._replace(length=1)
+    arrays = _gpu_cases.make_inputs(case, step, seed=0)
+    _, state = case.run(arrays, "xla")
+    assert state.shape == arrays["initial_state"].shape
+    state_bytes = arrays["initial_state"].nbytes
+    assert _gpu_cases.moved_bytes(case, step, False) > 2 * state_bytes
 
 
 def test_ratios():
