@@ -253,6 +253,12 @@ CASES = {
         baseline=_delta.gated_delta_product,
     ),
     "comba": Case(ops.comba, _delta.comba_inputs, baseline=_delta.comba),
+    "gated_delta_rule_2": Case(
+        ops.gated_delta_rule_2,
+        _delta.channel_strength_inputs,
+        forms=_CHANNEL_FORMS,
+        baseline=_delta.gated_delta_rule_2,
+    ),
     "dplr_delta_rule": Case(
         ops.dplr_delta_rule,
         _delta.dplr_inputs,

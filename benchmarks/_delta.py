@@ -48,6 +48,17 @@ def dplr_inputs(key, sizes, dtype):
     return q, k, v, -k, b, gate
 
 
+def channel_strength_inputs(key, sizes, dtype):
+    """q, k, v, b [B,T,H,K], w [B,T,H,V], log_decay [B,T,H,K]."""
+    q, k, v, _, gate = channel_inputs(key, sizes, dtype)
+    keys = jax.random.split(jax.random.fold_in(key, 2))
+    b, w = (
+        jax.nn.sigmoid(jax.random.normal(key, x.shape)).astype(dtype)
+        for key, x in zip(keys, (k, v), strict=True)
+    )
+    return q, k, v, b, w, gate
+
+
 def _delta_inputs(key, sizes, dtype):
     shape = (sizes.batch, sizes.length, sizes.heads)
     keys = jax.random.split(key, 4)
@@ -131,6 +142,19 @@ def comba(q, k, v, p, beta, log_decay):
         return state, scale * _read(state, q)
 
     return _scan(step, v, q, k, v, p, beta, log_decay)
+
+
+def gated_delta_rule_2(q, k, v, b, w, log_decay):
+    """Erases with b [B,T,H,K], writes with w [B,T,H,V]."""
+    scale = q.shape[-1] ** -0.5
+
+    def step(state, token):
+        q, k, v, b, w, gate = token
+        state = _decay(state, gate)
+        state = _write(state, k, w * v - _read(state, b * k))
+        return state, scale * _read(state, q)
+
+    return _scan(step, v, q, k, v, b, w, log_decay)
 
 
 def dplr_delta_rule(q, k, v, a, b, log_decay):

@@ -36,6 +36,7 @@ _TRANSITION: dict[str, Callable[[_cases.Sizes], int]] = {
     "delta_rule_channel": lambda n: 4 * n.heads * n.key_dim**2,
     "gated_delta_product": lambda n: 4 * n.heads * n.key_dim**2,
     "comba": lambda n: 4 * n.heads * n.key_dim**2,
+    "gated_delta_rule_2": lambda n: 4 * n.heads * n.key_dim**2,
     "dplr_delta_rule": lambda n: 4 * n.heads * n.key_dim**2,
 }
 # Those with a running maximum: a, b, and what the exchanged state is larger by

@@ -32,6 +32,7 @@ ERASING = {
     "delta_rule_channel",
     "gated_delta_product",
     "comba",
+    "gated_delta_rule_2",
     "dplr_delta_rule",
 }
 
