@@ -45,9 +45,12 @@ def channel_chunks(plan, inputs, starts) -> Chunks:
     a = k if x["read"] is None else x["read"]
     if beta is not None:
         a, v = beta[..., None] * a, beta[..., None] * v
+    reads, writes = _once(
+        jnp.stack([plan.scale * x["q"], -a], axis=-3), k[..., None, :, :]
+    )
     return Chunks(
-        jnp.stack([plan.scale * x["q"], -a], axis=-3),
-        k[..., None, :, :],
+        reads,
+        writes,
         v,
         x["log_decay"],
         None,
@@ -72,14 +75,23 @@ def dplr_chunks(plan, inputs, starts) -> Chunks:
     )
     if starts is not None:
         starts = to_chunks(plan, starts[:, :, None, None]) > 0
-    return Chunks(
+    reads, writes = _once(
         jnp.stack([plan.scale * x["q"], earlier], axis=-3),
         jnp.stack([x["b"], x["k"]], axis=-3),
+    )
+    return Chunks(
+        reads,
+        writes,
         x["v"],
         x["log_decay"],
         a[..., 0, :],
         starts,
     )
+
+
+def _once(*stacks):
+    """The same; XLA would build them anew in each shape that they take."""
+    return jax.lax.optimization_barrier(stacks)
 
 
 def load(plan, inputs, starts) -> dict[str, Any]:

@@ -159,7 +159,8 @@ def scores(
                 own_token, own, _channel_halvings.gather(blocks, 3, source)
             )
         )
-    return made
+    # Kept for the backward pass too: without the barrier gathered twice.
+    return jax.lax.optimization_barrier(made)
 
 
 def scores_cotangents(
@@ -345,12 +346,12 @@ def _flat(x):
 
 def _whole(bar, factor, which):
     """The transpose of `_flat(_halves(x, which) * factor)`, by vector."""
-    selection = _selection(2 * bar.shape[-2], which).T
-    whole = []
-    for m in range(bar.shape[-3]):
-        rows = bar[..., m, :, :] * factor[..., 0, :, :]
-        whole.append(_product(selection, _flat(rows)))
-    return whole
+    *lead, levels, vectors, half, width = bar.shape
+    # All vectors of a token side by side: one product.
+    rows = jnp.moveaxis(bar * factor, -3, -2)
+    rows = rows.reshape(*lead, levels * half, vectors * width)
+    whole = _product(_selection(2 * half, which).T, rows)
+    return jnp.split(whole, vectors, axis=-1)
 
 
 @functools.cache

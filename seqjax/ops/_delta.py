@@ -34,7 +34,9 @@ class Rule(NamedTuple):
       chunk: the same, for the chunk form.
       parallel: the same, for the parallel form, its plan with `dense_parts`.
       default_chunk: writes a chunk where the caller names none.
-      products: chunks times heads that a scan step holds.
+      products: chunks times heads that a scan step holds.  128 of the default
+        are no faster forward, and slower by a third with gradients: the scratch
+        is above 32 MiB then, and malloc maps it anew in each call.
     """
 
     parts: Callable[..., Any]
@@ -43,7 +45,7 @@ class Rule(NamedTuple):
     chunk: Callable[..., Any] = _delta_chunk.delta_chunk
     parallel: Callable[..., Any] = _delta_forms.solve_parallel
     default_chunk: int = 64
-    products: int = 128
+    products: int = 64
 
 
 SCALAR = Rule(
