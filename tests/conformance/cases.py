@@ -66,17 +66,33 @@ def draw(operator, batch, length, segment_ids, key="") -> spec.Problem:
 
 def with_cotangents(operator, problem, rng) -> spec.Problem:
     """Random cotangents of the shapes that the oracle returns."""
-    out = spec.expect(operator, problem, gradients=False)
+    ids = problem.segment_ids
+    first = problem.replace(
+        inputs=_tokens(operator, problem.inputs, 0, 1), segment_ids=ids[:, :1]
+    )
+    out = spec.expect(operator, first, gradients=False)
 
-    def normal(x):
-        g = rng.normal(size=x.shape)
+    def normal(x, shape):
+        g = rng.normal(size=shape)
         if np.iscomplexobj(x):
-            return (g + 1j * rng.normal(size=x.shape)).astype(np.complex64)
+            return (g + 1j * rng.normal(size=shape)).astype(np.complex64)
         return g.astype(np.float32)
 
     return problem.replace(
-        ct_y=normal(out.y), ct_state=tuple(normal(x) for x in out.state)
+        ct_y=normal(out.y, ids.shape + out.y.shape[2:]),
+        ct_state=tuple(normal(x, x.shape) for x in out.state),
     )
+
+
+def _tokens(operator, inputs, start, stop):
+    """Inputs of the tokens start..stop."""
+
+    def part(name, x):
+        n = operator.steps.get(name, 1)
+        return x[:, start * n : stop * n]
+
+    timed = operator.timed(inputs)
+    return {n: part(n, x) if n in timed else x for n, x in inputs.items()}
 
 
 @functools.cache
@@ -127,34 +143,19 @@ def rows_from(new, old, rows):
 
 def cut(problem: spec.Problem, operator, start: int, stop: int):
     """Tokens start..stop of a problem, with the same initial state."""
-    inputs = {
-        name: x
-        if name in operator.parameters
-        else x[
-            :,
-            start * operator.steps.get(name, 1) : stop
-            * operator.steps.get(name, 1),
-        ]
-        for name, x in problem.inputs.items()
-    }
     return problem.replace(
-        inputs=inputs,
+        inputs=_tokens(operator, problem.inputs, start, stop),
         segment_ids=problem.segment_ids[:, start:stop],
         ct_y=problem.ct_y[:, start:stop],
     )
 
 
-def disturb(operator, problem, row, tokens, rng):
-    """Other random values in some tokens of one row."""
-    inputs = {}
-    for name, x in problem.inputs.items():
-        if name in operator.timed(problem.inputs):
-            fresh = operator.make_inputs(rng, *problem.segment_ids.shape)[name]
-            n = operator.steps.get(name, 1)
-            x = np.array(x)
-            where = np.repeat(np.asarray(tokens) * n, n) + np.tile(
-                np.arange(n), len(tokens)
-            )
-            x[row, where] = fresh[row, where]
-        inputs[name] = x
+def disturb(operator, problem, where, rng):
+    """Other random values in the tokens that `where` [B, T] names."""
+    fresh = operator.make_inputs(rng, *where.shape)
+    inputs = dict(problem.inputs)
+    for name in operator.timed(inputs):
+        there = np.repeat(where, operator.steps.get(name, 1), 1)
+        inputs[name] = np.array(inputs[name])
+        inputs[name][there] = fresh[name][there]
     return problem.replace(inputs=inputs)

@@ -141,6 +141,13 @@ def run(operator, problem, *, gradients=True, wide=False, **options):
         return spec.Result(*jax.device_get(function(*args)))
 
 
+@functools.lru_cache(maxsize=16)
+def run_board(operator, form, wide=False):
+    """What the board gives: several tests look at the same result."""
+    problem = cases.board(operator)[0]
+    return run(operator, problem, wide=wide, **board_options(operator, form))
+
+
 def options_of(operator, form, chunk_size=None):
     """Keyword options for a form, none for an operator of one form."""
     return {"form": form, "chunk_size": chunk_size} if operator.forms else {}

@@ -21,7 +21,9 @@ BATCH = 8
 LENGTH = 130
 LENGTHS = (1, 2, 15, 63, 64, 65, 127, 130, 257)
 GRADIENT_LENGTHS = (1, 65, 130)
-FEW_CHUNK_SIZES = (16, 64)
+# In chunks of 64; the board has T = 130 in chunks of 16.
+FEW_LENGTHS = (1, 65)
+FEW_CHUNK_SIZES = (16,)
 CHUNK_SIZES = (16, 32, 64, 128)
 FORMS = ("recurrent", "chunk", "parallel")
 
@@ -79,9 +81,12 @@ class Operator:
         output_like: the input whose dtype y has.
         options: keyword options fixed for this row.
         forms: the forms it has; () for an operator of one form.
-        core: name of the row that runs on the same core and meets every length
-            and chunk size in the default run; this one meets a few there, and
-            all with `--full`.  None for a row that stands for its core.
+        core: name of the row that runs on the same core and meets everything
+            in the default run; this one meets there what may differ from row to
+            row, and everything with `--full`.  None for a row that stands for
+            its core.
+        beyond_core: whether it does more than its core with what crosses
+            tokens: stabilises, or sends other things between devices.
         lengths: the list of T.
         chunk_sizes: the chunk sizes tried on the board.
         table_lengths: lengths of the error table beyond the board's.
@@ -121,6 +126,7 @@ class Operator:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     forms: tuple[str, ...] = FORMS
     core: str | None = None
+    beyond_core: bool = False
     lengths: tuple[int, ...] = LENGTHS
     chunk_sizes: tuple[int, ...] = CHUNK_SIZES
     table_lengths: tuple[int, ...] = (2048,)
@@ -141,6 +147,20 @@ class Operator:
     def only_in_full(self, values, few) -> set:
         """Which of `values` the default run leaves out."""
         return set() if self.core is None else set(values) - set(few)
+
+    def stands_alone(self) -> bool:
+        """Whether no other row stands for its parallel form and its meshes."""
+        return self.core is None or self.beyond_core
+
+    def default_forms(self) -> tuple[str | None, ...]:
+        """The forms that meet hard numbers and borders of documents by default.
+
+        The core's row does so for the parallel form.
+        """
+        forms = self.forms or (None,)
+        if self.stands_alone():
+            return forms
+        return tuple(form for form in forms if form != "parallel")
 
     def timed(self, inputs) -> list[str]:
         """Names of the inputs [B, T, ...]."""

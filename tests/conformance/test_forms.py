@@ -10,10 +10,6 @@ from tests.conformance import table
 
 BOUND = {"recurrent": 2e-6, "chunk": 1e-5, "parallel": 1e-5, None: 1e-5}
 
-operators = pytest.mark.parametrize(
-    "operator", table.OPERATORS, ids=lambda o: o.name
-)
-
 
 def pairs(values, few):
     """(operator, value) for the values that the operator has.
@@ -34,18 +30,12 @@ def pairs(values, few):
     ]
 
 
-each_form = pytest.mark.parametrize(
-    "operator,form",
-    [
-        pytest.param(operator, form, id=f"{operator.name}-{form}")
-        for operator in table.OPERATORS
-        for form in operator.forms or (None,)
-    ],
-)
+def forms_of(operator):
+    return operator.forms or (None,)
 
 
 @pytest.mark.parametrize(
-    "operator,length", pairs(lambda o: o.lengths, spec.GRADIENT_LENGTHS)
+    "operator,length", pairs(lambda o: o.lengths, spec.FEW_LENGTHS)
 )
 def test_any_length(operator, length):
     problem, expected = cases.board(operator, length)
@@ -71,16 +61,17 @@ def test_any_chunk_size(operator, chunk_size):
     spec.check(result, expected, 1e-5, f"chunk size {chunk_size}")
 
 
-@each_form
+@pytest.mark.parametrize("operator,form", pairs(forms_of, few=("chunk", None)))
 def test_float64_equals_oracle(operator, form):
-    problem, expected = cases.board(operator)
-    options = runner.board_options(operator, form)
-    result = runner.run(operator, problem, wide=True, **options)
+    _, expected = cases.board(operator)
+    result = runner.run_board(operator, form, wide=True)
     assert result.y.dtype in (np.float64, np.complex128)
     spec.check(result, expected, 1e-10, form)
 
 
-@each_form
+@pytest.mark.parametrize(
+    "operator,form", pairs(forms_of, few=("recurrent", "chunk", None))
+)
 def test_one_token(operator, form):
     problem, expected = cases.board(operator, 1)
     options = (
@@ -92,7 +83,7 @@ def test_one_token(operator, form):
     spec.check(result, expected, BOUND[form], form)
 
 
-@each_form
+@pytest.mark.parametrize("operator,form", pairs(forms_of, few=("chunk", None)))
 def test_gradient_equals_finite_difference(operator, form):
     """The operator's own values, moved along one direction in float64.
 
@@ -100,7 +91,7 @@ def test_gradient_equals_finite_difference(operator, form):
     """
     problem = cases.cast(cases.board(operator)[0], np.float64)
     options = runner.board_options(operator, form)
-    grads = runner.run(operator, problem, wide=True, **options).grads
+    grads = runner.run_board(operator, form, wide=True).grads
     rng = cases.rng_for("difference", operator.name)
     direction = {
         name: rng.normal(size=x.shape) * np.abs(x)
@@ -122,8 +113,23 @@ def test_gradient_equals_finite_difference(operator, form):
     assert abs(slope - sum(parts)) <= 1e-7 * (1 + np.abs(parts).max())
 
 
-@operators
-def test_errors_stay_within_the_table(operator):
+def sets_of_forms():
+    """(operator, forms); the recurrence tells what the others may err."""
+    for operator in table.OPERATORS:
+        default = operator.default_forms()
+        yield pytest.param(operator, default, id=operator.name)
+        rest = set(operator.forms) - set(default)
+        if rest:
+            yield pytest.param(
+                operator,
+                ("recurrent", *rest),
+                id=f"{operator.name}-{'-'.join(rest)}",
+                marks=pytest.mark.full,
+            )
+
+
+@pytest.mark.parametrize("operator,forms", list(sets_of_forms()))
+def test_errors_stay_within_the_table(operator, forms):
     """Ordinary and hard inputs, one program a form: never NaN, never far off.
 
     A form may err ten times as much as the step-by-step recurrence errs on the
@@ -139,7 +145,7 @@ def test_errors_stay_within_the_table(operator):
     for label, problem in problems.items():
         expected = spec.expect(operator, problem)
         own = {}
-        for form in operator.forms or (None,):
+        for form in forms:
             result = runner.run(
                 operator, problem, **runner.board_options(operator, form)
             )

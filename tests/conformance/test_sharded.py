@@ -3,13 +3,10 @@
 104 tokens: 52, 26 or 13 a device, no multiple of the chunk size and, on eight
 devices, less than one; documents and convolution windows cross the borders, and
 rows 4, 5 and 7 leave whole devices without a real token.
-
-By default an operator meets each exchange once, on 2, 4 and 8 devices, and one
-operator of every kind of transition meets the whole cross; --full runs it all.
+Which meshes and exchanges: see `meshes`.
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.conformance import cases
+from tests.conformance import meshes
 from tests.conformance import runner
 from tests.conformance import spec
 from tests.conformance import table
@@ -135,80 +133,15 @@ def run(operator, problem, devices, *, check_vma, inside=False, **options):
     return spec.Result(*jax.device_get(function(*args)))
 
 
-# One program an exchange: small shards step by step, where less compiles.
-CONFIGURATIONS = (
-    dict(devices=2, exchange="all_gather", check_vma=True, inside=True),
-    dict(devices=4, exchange="prefix_scan", check_vma=False),
-    dict(devices=8, exchange="ring", check_vma=True, form="recurrent"),
-)
-# One of each kind of transition: identity, scalar, diagonal, elementwise (here
-# complex) and dense.
-REPRESENTATIVES = (
-    "linear_attention",
-    "gated_linear_attention_scalar",
-    "gated_linear_attention_channel",
-    "linear_recurrence_complex",
-    "delta_rule_scalar",
-)
-
-
-def configured(operator, options):
-    """Options of a configuration as the operator takes them."""
-    options = {"form": "chunk"} | options
-    form = options.pop("form")
-    if options["exchange"] not in operator.exchanges:
-        options["exchange"] = operator.exchanges[0]
-    chunk_only = options["exchange"] in operator.chunk_exchanges
-    if form not in operator.forms or chunk_only:
-        form = operator.default_form()
-    if form is None:
-        return options
-    chunk = 16 if form == "chunk" else None
-    return options | {"form": form, "chunk_size": chunk}
-
-
-def short(options):
-    """What tells a configuration from others, for the test's name."""
-    parts = [options["exchange"], options["devices"], options.get("form")]
-    parts += ["unpacked"] if options.get("packed") is False else []
-    return "-".join(str(x) for x in parts if x is not None)
-
-
-def cross(operator):
-    """The exchanges on 2, 4 and 8 devices that CONFIGURATIONS leaves out.
-
-    Each exchange also runs without ids, which is another program.
-    """
-    taken = [(c["exchange"], c["devices"]) for c in CONFIGURATIONS]
-    for exchange, devices in itertools.product(operator.exchanges, (2, 4, 8)):
-        if (exchange, devices) in taken:
-            continue
-        turn = ("all_gather", "prefix_scan", "ring").index(
-            exchange or "all_gather"
-        )
-        yield dict(
-            exchange=exchange,
-            devices=devices,
-            check_vma=devices != 4,
-            packed=devices != (8, 2, 4)[turn],
-        )
-
-
 def sharded_cases():
     for operator in table.OPERATORS:
-        chosen = [configured(operator, c) for c in CONFIGURATIONS]
-        for options in chosen:
-            yield pytest.param(
-                operator, options, id=f"{operator.name}-{short(options)}"
-            )
-        common = operator.name in REPRESENTATIVES
-        for options in cross(operator):
-            options = configured(operator, options)
+        default = meshes.by_default(operator)
+        for options in (*meshes.standard(operator), *meshes.cross(operator)):
             yield pytest.param(
                 operator,
                 options,
-                id=f"{operator.name}-{short(options)}",
-                marks=() if common else pytest.mark.full,
+                id=f"{operator.name}-{meshes.short(options)}",
+                marks=() if options in default else pytest.mark.full,
             )
 
 
@@ -254,7 +187,9 @@ def test_replicated_gates(operator, check_vma):
         if x.shape != full[name].shape:
             total = expected.grads[name].sum(1, keepdims=True)
             expected.grads[name] = total
-    options = configured(operator, CONFIGURATIONS[2])
+    options = meshes.configured(
+        operator, meshes.CONFIGURATIONS[2] | {"exchange": "ring"}
+    )
     options["check_vma"] = check_vma
     result = run(operator, problem.replace(inputs=inputs), **options)
     spec.check(result, expected, 1e-5)
@@ -270,7 +205,7 @@ def test_a_batch_of_no_rows(operator):
     time = P(None, "seq")
 
     def outputs(inputs, ids, exchange):
-        options = configured(operator, {"exchange": exchange})
+        options = meshes.configured(operator, {"exchange": exchange})
         if exchange is None:
             del options["exchange"]
 

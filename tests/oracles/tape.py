@@ -28,6 +28,7 @@ class Variable:
         self.parents = tuple(parents)
         self.order = next(_counter)
         self.grad = None
+        self.owns_grad = False  # whether nothing else holds that array
 
     @property
     def shape(self):
@@ -63,12 +64,28 @@ class Variable:
     __rmul__ = __mul__
 
     def __getitem__(self, index):
-        def scatter(g):
-            out = np.zeros(self.shape, g.dtype)
-            np.add.at(out, index, g)
-            return out
+        return Variable(self.value[index], [(self, _At(index))])
 
-        return Variable(self.value[index], [(self, scatter)])
+
+class _At:
+    """Where a cotangent belongs: added in place, a loop over T stays linear."""
+
+    def __init__(self, index):
+        self.index = index
+        parts = index if isinstance(index, tuple) else (index,)
+        # an array of indices may name a place twice
+        self.unique = not any(isinstance(p, np.ndarray | list) for p in parts)
+
+    def add(self, g, variable):
+        if not variable.owns_grad:
+            grad = np.zeros(variable.shape, g.dtype)
+            if variable.grad is not None:
+                grad = grad + variable.grad
+            variable.grad, variable.owns_grad = grad, True
+        if self.unique:
+            variable.grad[self.index] += g
+        else:
+            np.add.at(variable.grad, self.index, g)
 
 
 def constant(value):
@@ -177,13 +194,16 @@ def total(a, axis, keepdims=False):
 
 def concatenate(arrays, axis):
     arrays = [constant(a) for a in arrays]
-    borders = np.cumsum([a.shape[axis] for a in arrays])[:-1]
-
-    def part(index):
-        return lambda g: np.split(g, borders, axis)[index]
-
     value = np.concatenate([a.value for a in arrays], axis)
-    return Variable(value, [(a, part(i)) for i, a in enumerate(arrays)])
+    ends = np.cumsum([a.shape[axis] for a in arrays])
+    before = (slice(None),) * (axis % value.ndim)
+
+    def part(a, end):
+        there = (*before, slice(end - a.shape[axis], end))
+        return lambda g: g[there]
+
+    parts = [(a, part(a, end)) for a, end in zip(arrays, ends, strict=True)]
+    return Variable(value, parts)
 
 
 def stack(arrays, axis):
@@ -211,14 +231,17 @@ def gradients(outputs, cotangents, inputs):
         variable = todo.pop()
         if id(variable) not in reachable:
             reachable[id(variable)] = variable
-            variable.grad = None
+            variable.grad, variable.owns_grad = None, False
             todo.extend(parent for parent, _ in variable.parents)
     for output, cotangent in zip(outputs, cotangents, strict=True):
         _accumulate(output, np.asarray(cotangent, output.value.dtype))
     for variable in sorted(reachable.values(), key=lambda v: -v.order):
         if variable.grad is not None:
             for parent, pullback in variable.parents:
-                _accumulate(parent, pullback(variable.grad))
+                if isinstance(pullback, _At):
+                    pullback.add(variable.grad, parent)
+                else:
+                    _accumulate(parent, pullback(variable.grad))
     return [
         np.zeros(v.shape, v.value.dtype) if v.grad is None else v.grad
         for v in inputs
@@ -226,4 +249,7 @@ def gradients(outputs, cotangents, inputs):
 
 
 def _accumulate(variable, g):
-    variable.grad = g if variable.grad is None else variable.grad + g
+    if variable.grad is None:
+        variable.grad = g
+    else:
+        variable.grad, variable.owns_grad = variable.grad + g, True

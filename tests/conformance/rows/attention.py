@@ -162,6 +162,7 @@ WINDOW = spec.Operator(
 FORGET = spec.Operator(
     name="softmax_attention_forget",
     core="softmax_attention",
+    beyond_core=True,
     function="softmax_attention",
     make_inputs=lambda rng, B, T: (
         attention_inputs(rng, B, T)

@@ -53,6 +53,8 @@ def hard_gates(rng, inputs):
 
 MLSTM = spec.Operator(
     name="mlstm",
+    core="gated_linear_attention_scalar",
+    beyond_core=True,
     function="mlstm",
     make_inputs=mlstm_inputs,
     oracle=mlstm.mlstm,

@@ -85,6 +85,7 @@ def hard_keys(rng, inputs):
 LIGHTNET = spec.Operator(
     name="lightnet_attention",
     core="gated_linear_attention_channel",
+    beyond_core=True,
     function="lightnet_attention",
     make_inputs=prefix_inputs,
     oracle=slots.lightnet_attention,
