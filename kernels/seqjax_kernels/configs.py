@@ -1,15 +1,16 @@
 """Which configuration of a kernel runs: from a table, else chosen statically.
 
-A family keeps a table per kind of device, checked in. For a shape that is near
-none of its entries the candidates are compiled, which takes about a second each
-the first time, and ranked by what they take of a multiprocessor. Nothing is
-timed at run time: the same inputs give the same bits on every run. The ranking
-was never held against a GPU's clock.
+A family keeps a table per kind of device, checked in.  What is not in it, such
+as a device of a compute capability that no table is of, is chosen when a
+program is traced: candidates are compiled, from the one that does the least
+work on, a second or two each the first time, until one holds its numbers in
+registers, fits in shared memory and leaves a multiprocessor enough warps.
+Nothing is timed, so the same inputs give the same bits on every run; that the
+choice is the fastest was never held against a GPU's clock.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import math
 from typing import Any, NamedTuple, TypeVar
 
 from seqjax_kernels import _direct
@@ -17,135 +18,98 @@ from seqjax_kernels import devices
 from seqjax_kernels import launch
 from seqjax_kernels import resources
 
-Config = TypeVar("Config")
-# With fewer warps at once a multiprocessor waits for memory.
+Config = TypeVar("Config", bound=tuple)
+# With fewer at once a multiprocessor waits for memory.
 _ENOUGH_WARPS = 8
-# An entry stands for shapes up to this factor away, in heads and in length.
-_NEAR = 4
 
 
 class Key(NamedTuple):
     """What a configuration is chosen for.
 
     Attributes:
-      operator: as the family names it, with its direction.
-      dtype: of what is multiplied.
-      key: K.
-      value: V.
-      heads: B·H, sequences that run side by side.
-      length: T.
+      kernel: as the family names it.
+      operand: of its products, as the family names it.
+      chunk: tokens a chunk.
     """
 
-    operator: str
-    dtype: str
-    key: int
-    value: int
-    heads: int
-    length: int
+    kernel: str
+    operand: str
+    chunk: int
 
 
 def choose(
-    table: Mapping[str, Mapping[Key, Config]],
+    table: Mapping[str, Mapping[Key, Any]],
     key: Key,
     candidates: Sequence[Config],
-    program_of: Callable[[Config, int], _direct.Program],
-    blocks_of: Callable[[Config], int],
+    program_of: Callable[[Key, Config, int], _direct.Program],
+    device: devices.Device,
 ) -> Config:
-    """The configuration for a shape on the device that is traced for.
+    """The configuration for a kernel on a device.
 
     Args:
       table: {kind of device, as in `devices.DEVICES`: {key: configuration}}.
-      key: the shape.
-      candidates: the best guess first, which the interpreter takes.
-      program_of: (candidate, compute capability) -> what is compiled.
-      blocks_of: programs of the launch under a candidate.
+      key: the kernel.
+      candidates: in the order of the work they do, the least first.
+      program_of: (key, candidate, compute capability) -> what is compiled.
+      device: the one that is traced for.
 
     Returns:
-      The entry of the nearest key, else the best candidate.
+      The table's entry for the kind of device, or for another of its compute
+      capability; else `best`.  The interpreter takes the first candidate.
 
     Raises:
       devices.Unsupported: no candidate fits the device.
     """
+    for kind in (device.kind, *table):
+        known = devices.find(kind)
+        if known is not None and known.arch == device.arch:
+            found = table.get(kind, {}).get(key)
+            if found is not None:
+                return type(candidates[0])(*found)
     if launch.interpreting():
         return candidates[0]
-    kind, arch = devices.meant()
-    device = devices.find(kind)
-    found = nearest(table.get(device.kind, {}), key) if device else None
-    if found is not None:
-        return found
-    programs = tuple(program_of(candidate, arch) for candidate in candidates)
-    blocks = tuple(blocks_of(candidate) for candidate in candidates)
-    multiprocessors = device.multiprocessors if device else 1
-    return candidates[_best(programs, blocks, multiprocessors, key)]
+    return best(key, candidates, program_of, device.arch)
 
 
-def nearest(entries: Mapping[Key, Config], key: Key) -> Config | None:
-    """The entry of the same operator, dtype, K and V nearest in size.
+def best(
+    key: Key,
+    candidates: Sequence[Config],
+    program_of: Callable[[Key, Config, int], _direct.Program],
+    arch: int,
+) -> Config:
+    """The first candidate with enough warps and nothing spilled.
+
+    If there is none, the one that spills the fewest bytes, and of these the
+    first with the most warps.
 
     Args:
-      entries: configurations of one device.
-      key: the shape.
+      key: as of `choose`, like all that has its name.
+      candidates: in order.
+      program_of: what is compiled.
+      arch: compute capability.
 
-    Returns:
-      The configuration, or None if all are more than a factor of 4 away.
+    Raises:
+      devices.Unsupported: none fits.
     """
-    best, found = math.log(_NEAR) + 1e-9, None
-    for entry, config in entries.items():
-        if entry[:4] != key[:4]:
-            continue
-        distance = max(
-            abs(math.log(max(a, 1) / max(b, 1)))
-            for a, b in zip(entry[4:], key[4:], strict=True)
+    ranks = []
+    for candidate in candidates:
+        spill, warps = _costs(program_of(key, candidate, arch))
+        if warps >= _ENOUGH_WARPS and not spill:
+            return candidate
+        if warps:
+            ranks.append((spill, -warps, candidate))
+    if not ranks:
+        raise devices.Unsupported(
+            f"none of {len(candidates)} configurations of {key.kernel} fits"
+            f" compute capability {arch / 10}, for {key}; use"
+            " implementation='xla'"
         )
-        # Of two as near the first stands.
-        if distance < best:
-            best, found = distance, config
-    return found
-
-
-def cost(
-    found: resources.Resources, arch: int, blocks: int, multiprocessors: int
-) -> float:
-    """A launch's time in units of what one program's share of the work takes.
-
-    Programs run in waves; a wave with few warps on a multiprocessor does not
-    use it fully. Infinite for what does not fit or spills.
-    """
-    at_once = resources.blocks_at_once(found, arch)
-    if at_once < 1 or found.spill:
-        return math.inf
-    # The last wave may leave multiprocessors with fewer programs.
-    share = -(-blocks // multiprocessors)
-    waves = -(-share // at_once)
-    warps = min(at_once, share) * found.warps
-    idle = max(1.0, _ENOUGH_WARPS / warps)
-    return waves * min(at_once, share) * idle / max(blocks, 1)
+    return min(ranks, key=lambda rank: rank[:2])[2]
 
 
 @functools.cache
-def _best(
-    programs: tuple[_direct.Program, ...],
-    blocks: tuple[int, ...],
-    multiprocessors: int,
-    key: Key,
-) -> int:
-    costs = [
-        cost(resources.of(program), program.arch, count, multiprocessors)
-        for program, count in zip(programs, blocks, strict=True)
-    ]
-    if math.inf == min(costs):
-        raise devices.Unsupported(
-            f"none of {len(programs)} configurations of {key.operator} fits"
-            f" compute capability {programs[0].arch / 10} without spilling, for"
-            f" {key}; use implementation='xla'"
-        )
-    return costs.index(min(costs))
-
-
-def described(table: Mapping[str, Mapping[Key, Any]]) -> list[str]:
-    """A line an entry, for a page or a log."""
-    return [
-        f"{kind}: {' '.join(map(str, key))} -> {config}"
-        for kind, entries in table.items()
-        for key, config in entries.items()
-    ]
+def _costs(program: _direct.Program) -> tuple[int, int]:
+    """(bytes spilled, warps that a multiprocessor holds at once)."""
+    found = resources.of(program)
+    warps = resources.blocks_at_once(found, program.arch) * found.warps
+    return found.spill, warps

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from seqjax_kernels import registry
 from seqjax_kernels.decay import channel
+from seqjax_kernels.decay import passes
+from seqjax_kernels.decay import problems
 from seqjax_kernels.decay import scalar
 
 
@@ -28,6 +30,22 @@ def _both_channel(q, k, v, log_decay, starts, initial, *, scale):
     return channel.backward(
         q, k, v, log_decay, starts, states, scores, y, final, scale=scale
     )
+
+
+def _carry_channel(q, k, v, log_decay, starts, initial):
+    """Runs the passes over states, either way."""
+    problem = problems.make_problem(q, k, v, log_decay, 0.1, None)
+    for x, reverse in ((k, False), (q, True)):
+        passes.carry(
+            problem,
+            x,
+            v,
+            log_decay,
+            starts,
+            initial,
+            reverse=reverse,
+            launcher=None,
+        )
 
 
 def _inputs(dtype, shape, gate: str | None = "token", packed=False):
@@ -84,6 +102,11 @@ CASES = (
         "channel bf16 K128 packed",
         _run_channel,
         _inputs(_BF16, (2, 4096, 16, 16, 128, 128), "channel", packed=True),
+    ),
+    registry.Case(
+        "channel bf16 few heads, long",
+        _carry_channel,
+        _inputs(_BF16, (1, 16384, 2, 2, 96, 80), "channel"),
     ),
     registry.Case(
         "channel fp32 K64 packed",

@@ -60,7 +60,7 @@ def forward(
     from seqjax_kernels.decay import channel_scores
 
     chunk = problem.config.chunk
-    tiles = problem.config.outputs
+    tiles = problem.config.scores
     constants = problems.constants(
         problem, tiles, HALVINGS=chunk.bit_length() - 1
     )
@@ -182,7 +182,7 @@ def _walk(problem, inputs, dtype, reverse, launcher):
     """Outputs, or in reverse the gradients of the values."""
     from seqjax_kernels.decay import channel_walk
 
-    tiles = problem.config.values if reverse else problem.config.outputs
+    tiles = problem.config.walk
     blocks = -(-problem.value // tiles.value)
     constants = problems.constants(
         problem,

@@ -28,7 +28,8 @@ def channel_gates(gate, starts, row, rows, kk, ok, H, K):
         gate + row * (H * K) + (rows[:, None] * (H * K) + kk[None, :]),
         mask=ok[:, None] & (kk[None, :] < K),
         other=0.0,
-    ).to(tl.float32)
+    )
+    g = gates.vanishing(g.to(tl.float32))
     if starts is not None:
         cut = tl.load(starts + row + rows, mask=ok, other=0)
         g = tl.where((cut != 0)[:, None], float("-inf"), g)

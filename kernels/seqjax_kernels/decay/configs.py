@@ -1,18 +1,22 @@
 """Tiles of the kernels of this family, and how work is cut to fill a GPU.
 
 All is settled by shapes and the kind of device, nothing is timed, so that the
-same inputs give the same bits.  The tiles are the largest without spilled
-registers in a static sweep; no GPU has timed them.
+same inputs give the same bits.  Tiles are those of `tables`; devices that have
+no table there have those of the static chooser (`seqjax_kernels.configs`).  No
+GPU has timed either.
 
-Chunks of 64 give warpgroup products at least cost in states.  A result that
-becomes an operand stands in rows of 16 a warp, so more than 4 warps would hold
-the same rows twice.  Products of float32 operands are three each and need more
-registers: chunks of 32, tiles of 16.
+Chunks of 64 give warpgroup products, of compute capability 9.0, at least cost
+in states.  A result that becomes an operand stands in rows of 16 a warp, so
+more than 4 warps would hold the same rows twice.  Products of float32 operands
+are three each and need more registers: chunks of 32.
 """
 
 from typing import NamedTuple
 
+from seqjax_kernels import configs
 from seqjax_kernels import devices
+from seqjax_kernels.decay import probes
+from seqjax_kernels.decay import tables
 
 
 class Tiles(NamedTuple):
@@ -30,48 +34,49 @@ class Config(NamedTuple):
     Attributes:
       chunk: tokens a chunk, a power of two, at least 16.
       states: tiles of the passes that carry the state.
-      outputs: tiles of the outputs; the key tile is walked over.
-      values: tiles of the values' gradients; the key tile is walked over.
+      walk: tiles of the outputs and of the values' gradients; the key tile is
+        walked over.
       keys: tiles of the keys' gradients; the value tile is walked over.
+      scores: of scores of key channels' gates, the key tile is walked over.
     """
 
     chunk: int
     states: Tiles
-    outputs: Tiles
-    values: Tiles
+    walk: Tiles
     keys: Tiles
+    scores: Tiles = Tiles(0, 0, 0, 0)  # there are none
 
 
-# With warpgroup products, compute capability 9.0: chunks of 64.
-_BFLOAT16 = Config(
-    64,
-    Tiles(64, 64, 4, 3),
-    Tiles(64, 64, 4, 3),
+def _sizes(*sizes, warps=4, stages=2) -> tuple[Tiles, ...]:
+    return tuple(Tiles(key, value, warps, stages) for key, value in sizes)
+
+
+# Larger tiles read less often, and less work is done twice.
+_LARGE = (
     Tiles(64, 64, 4, 3),
     Tiles(64, 64, 4, 2),
+    Tiles(32, 64, 4, 3),
+    *_sizes((32, 64), (32, 32), (16, 32)),
 )
-# Programs that take several value heads keep sums over them in registers; here
-# 4 bytes are spilled, for half as many states as chunks of 32; not timed.
-_GROUPED = _BFLOAT16._replace(keys=Tiles(32, 32, 4, 2))
-# Elsewhere, and for smaller chunks.
-_SMALL = Config(32, *_BFLOAT16[1:4], Tiles(32, 32, 2, 2))
-_SMALL_GROUPED = _SMALL._replace(keys=Tiles(16, 32, 2, 2))
-_FLOAT32 = Config(
-    32,
-    Tiles(32, 64, 4, 2),
-    Tiles(32, 64, 4, 2),
-    Tiles(32, 64, 4, 2),
+_KEYS = (
+    *_sizes((64, 64), (32, 64), (32, 32)),
+    *_sizes((32, 32), (16, 32), warps=2),
     Tiles(16, 16, 2, 1),
 )
-# One gate a key channel: the factors of all halvings stand in registers.
-_CHANNEL = Config(
-    32,
-    Tiles(32, 64, 4, 2),
-    Tiles(32, 64, 4, 2),
-    Tiles(32, 64, 4, 2),
-    Tiles(16, 32, 4, 1),
+_CHANNEL_KEYS = (
+    *_sizes((32, 64), (32, 32), (16, 32)),
+    *_sizes((16, 32), (16, 16), stages=1),
 )
-_CHANNEL_FLOAT32 = _FLOAT32._replace(chunk=16, keys=Tiles(16, 16, 4, 1))
+CANDIDATES = dict(
+    states=_LARGE,
+    walk=_LARGE,
+    keys=_KEYS,
+    keys_grouped=_KEYS,
+    channel_states=_LARGE,
+    channel_scores=_LARGE,
+    channel_walk=_LARGE,
+    channel_keys=_CHANNEL_KEYS,
+)
 
 
 def choose(
@@ -82,44 +87,70 @@ def choose(
     Args:
       key: K.
       value: V.
-      chunk: tokens a chunk, or None for the table's.
+      chunk: tokens a chunk, or None for the largest with tiles that fit.
       wide: whether operands are float32.
       grouped: whether one program takes several value heads.
     """
-    if wide:
-        config = _FLOAT32
-    elif (chunk or 64) >= 64 and _arch() == 90:
-        config = _GROUPED if grouped else _BFLOAT16
-    else:
-        config = _SMALL_GROUPED if grouped else _SMALL
-    return _cut(config, key, value, chunk)
-
-
-def _cut(config, key, value, chunk):
-    """Tiles no larger than the shape needs."""
-
-    def cut(tiles):
-        return tiles._replace(
-            key=min(tiles.key, _power_of_two(key)),
-            value=min(tiles.value, _power_of_two(value)),
-        )
-
-    return Config(chunk or config.chunk, *(cut(t) for t in config[1:]))
+    chunk = chunk or chunk_sizes(wide=wide, channels=False)[-1]
+    last = "keys_grouped" if grouped else "keys"
+    return _config(("states", "walk", last), key, value, chunk, wide)
 
 
 def choose_channel(
     key: int, value: int, chunk: int | None, *, wide: bool
 ) -> Config:
-    """`choose` for one gate a key channel; `outputs` also makes the scores."""
-    config = _CHANNEL_FLOAT32 if wide else _CHANNEL
-    return _cut(config, key, value, chunk)
+    """`choose` for one gate a key channel."""
+    chunk = chunk or chunk_sizes(wide=wide, channels=True)[-1]
+    names = ("states", "walk", "keys", "scores")
+    names = tuple(f"channel_{name}" for name in names)
+    return _config(names, key, value, chunk, wide)
+
+
+def _config(kernels, key, value, chunk, wide) -> Config:
+    """Tiles of each kernel, no larger than the shape needs."""
+    device = _device()
+    operand = "fp32" if wide else "bf16"
+    tiles = []
+    for kernel in kernels:
+        made = configs.choose(
+            tables.TABLE,
+            configs.Key(kernel, operand, chunk),
+            CANDIDATES[kernel],
+            probes.program_of,
+            device,
+        )
+        made = made._replace(
+            key=min(made.key, _power_of_two(key)),
+            value=min(made.value, _power_of_two(value)),
+        )
+        tiles.append(made)
+    return Config(chunk, *tiles)
+
+
+def keys(arch: int) -> list[configs.Key]:
+    """All that tiles are chosen for on a device."""
+    found = []
+    for kernel in CANDIDATES:
+        channels = kernel.startswith("channel")
+        for operand in ("bf16", "fp32"):
+            wide = operand == "fp32"
+            if wide and kernel == "keys_grouped":
+                continue  # each value head has a program of its own
+            sizes = _chunk_sizes(wide, channels, arch)
+            found += [configs.Key(kernel, operand, c) for c in sizes]
+    return found
 
 
 def chunk_sizes(*, wide: bool, channels: bool) -> tuple[int, ...]:
     """Chunk sizes with tiles that fit."""
+    return _chunk_sizes(wide, channels, _device().arch)
+
+
+def _chunk_sizes(wide, channels, arch):
     if channels:
+        # The factors of all halvings stand in registers.
         return (16,) if wide else (16, 32)
-    return (16, 32, 64) if _arch() == 90 and not wide else (16, 32)
+    return (16, 32, 64) if arch == 90 and not wide else (16, 32)
 
 
 # A part costs the products of its states twice, so two or three gain nothing.
@@ -172,10 +203,6 @@ def shares(programs: int, repeat: int) -> int:
 
 def _multiprocessors() -> int:
     return _device().multiprocessors
-
-
-def _arch() -> int:
-    return _device().arch
 
 
 def _device() -> devices.Device:

@@ -18,15 +18,26 @@ HEAD_GATE = tl.constexpr(1)  # [H]
 TOKEN_GATE = tl.constexpr(2)  # [B, T, H]
 CHANNEL_GATE = tl.constexpr(3)  # [B, T, H, K]
 
+# A gate below is a factor of exactly 0, as -inf is; two of -3e38 would overflow
+# a sum of finite numbers.
+LEAST = tl.constexpr(-1e30)
+
+
+@triton.jit
+def vanishing(g):
+    """Gates, those whose factor is 0 as -inf."""
+    return tl.where(g < LEAST, float("-inf"), g)
+
 
 @triton.jit
 def token_gates(gate, starts, b, h, t, inside, T, H, GATE: tl.constexpr):
     """Gates [C] of tokens t, -inf where a document starts, 0 outside."""
     if GATE == TOKEN_GATE:
         g = tl.load(gate + (b * T + t) * H + h, mask=inside, other=0.0)
-        g = g.to(tl.float32)
+        g = vanishing(g.to(tl.float32))
     elif GATE == HEAD_GATE:
-        g = tl.where(inside, tl.load(gate + h).to(tl.float32), 0.0)
+        g = vanishing(tl.load(gate + h).to(tl.float32))
+        g = tl.where(inside, g, 0.0)
     else:
         g = tl.zeros(t.shape, tl.float32)
     if starts is not None:
@@ -66,7 +77,7 @@ def channel_factors(gate, starts, row, t, kk, T, H, K, REVERSE: tl.constexpr):
     cells = kk[:, None] + rows[None, :] * (H * K)
     mask = (t < T)[None, :] & (kk[:, None] < K)
     g = tl.load(gate + row * (H * K) + cells, mask=mask, other=0.0)
-    g = g.to(tl.float32)
+    g = vanishing(g.to(tl.float32))
     if starts is not None:
         cut = tl.load(starts + row + rows, mask=t < T, other=0)
         g = tl.where((cut != 0)[None, :], float("-inf"), g)
@@ -77,7 +88,7 @@ def channel_factors(gate, starts, row, t, kk, T, H, K, REVERSE: tl.constexpr):
         later = (t + 1 < T) & (rows < C - 1)
         mask = later[None, :] & (kk[:, None] < K)
         g = tl.load(gate + (row + 1) * (H * K) + cells, mask=mask, other=0.0)
-        g = g.to(tl.float32)
+        g = vanishing(g.to(tl.float32))
         if starts is not None:
             cut = tl.load(starts + row + 1 + rows, mask=later, other=0)
             g = tl.where((cut != 0)[None, :], float("-inf"), g)

@@ -44,9 +44,7 @@ def carry(
         -(-problem.value // tiles.value),
     )
     rows = problem.batch * problem.heads
-    parts = 1
-    if problem.gate != problems.CHANNEL_GATE:
-        parts = configs.parts(rows * grid[0] * grid[1], problem.chunks)
+    parts = configs.parts(rows * grid[0] * grid[1], problem.chunks)
     constants = problems.constants(
         problem,
         tiles,
@@ -66,6 +64,8 @@ def carry(
     per_head = (problem.batch, problem.heads)
     state = (problem.key, problem.value)
     if parts > 1:
+        channels = problem.gate == problems.CHANNEL_GATE
+        factors = (problem.key,) if channels else ()
         writes, decays = call(
             states.parts_kernel,
             x,
@@ -74,7 +74,7 @@ def carry(
             starts,
             outputs=[
                 jax.ShapeDtypeStruct((*per_head, parts, *state), jnp.float32),
-                jax.ShapeDtypeStruct((*per_head, parts), jnp.float32),
+                jax.ShapeDtypeStruct((*per_head, parts, *factors), jnp.float32),
             ],
         )
     kept = jax.ShapeDtypeStruct(

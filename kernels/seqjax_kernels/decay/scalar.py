@@ -163,7 +163,7 @@ def _walk(problem, inputs, dtype, reverse, launcher):
     """Outputs, or in reverse the gradients of the values."""
     from seqjax_kernels.decay import walk
 
-    tiles = problem.config.values if reverse else problem.config.outputs
+    tiles = problem.config.walk
     blocks = -(-problem.value // tiles.value)
     shape = (problem.batch, problem.length, problem.heads, problem.value)
     (made,) = launch.call(

@@ -43,7 +43,11 @@ def _run(
     BV: tl.constexpr,
 ):
     """(state behind the chunks of a part, their decay)."""
-    decay = tl.sum(tl.zeros([C], tl.float32), 0) + 1.0
+    # One factor, or one a channel.
+    if GATE == gates.CHANNEL_GATE:
+        decay = tl.zeros([BK, 1], tl.float32) + 1.0
+    else:
+        decay = tl.sum(tl.zeros([C], tl.float32), 0) + 1.0
     rows = tl.arange(0, C)
     kk = tl.program_id(1) * BK + tl.arange(0, BK)
     vv = tl.program_id(2) * BV + tl.arange(0, BV)
@@ -98,8 +102,7 @@ def _run(
             acc=total * state,
             input_precision=PRECISION,
         )
-        if GATE != gates.CHANNEL_GATE:
-            decay = decay * total
+        decay = decay * total
         if REVERSE:
             chunk -= 1
         else:
@@ -148,7 +151,14 @@ def states_kernel(
     if PARTS > 1:
         for p in range(PARTS - 1):
             before = p < part
-            decay = tl.load(part_decays + bh * PARTS + p)
+            if GATE == gates.CHANNEL_GATE:
+                decay = tl.load(
+                    part_decays + (bh * PARTS + p) * K + kk[:, None],
+                    mask=kk[:, None] < K,
+                    other=0.0,
+                )
+            else:
+                decay = tl.load(part_decays + bh * PARTS + p)
             write = tl.load(
                 part_writes + (bh * PARTS + p) * (K * V) + cells,
                 mask=inside & before,
@@ -188,7 +198,7 @@ def parts_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """The map of each part: writes [B,H,PARTS,K,V] and decays [B,H,PARTS]."""
+    """The map of each part: writes [B,H,PARTS,K,V], decays [B,H,PARTS(,K)]."""
     CHUNKS: tl.constexpr = (T + C - 1) // C
     COUNT: tl.constexpr = (CHUNKS + PARTS - 1) // PARTS
     pid = tl.program_id(0).to(tl.int64)
@@ -205,5 +215,9 @@ def parts_kernel(
         BK, BV,
     )  # fmt: skip
     tl.store(part_writes + pid * (K * V) + cells, state, mask=inside)
-    one = (tl.program_id(1) == 0) & (tl.program_id(2) == 0)
-    tl.store(part_decays + pid, decay, mask=one)
+    if GATE == gates.CHANNEL_GATE:
+        one = (kk[:, None] < K) & (tl.program_id(2) == 0)
+        tl.store(part_decays + pid * K + kk[:, None], decay, mask=one)
+    else:
+        one = (tl.program_id(1) == 0) & (tl.program_id(2) == 0)
+        tl.store(part_decays + pid, decay, mask=one)

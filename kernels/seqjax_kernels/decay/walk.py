@@ -37,7 +37,7 @@ def walk_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """[B,T,H,V] of x, y (q, k or k, q), w (v or dO), states [B,H,chunks,K,V]."""
+    """[B,T,H,V] of x and y (q, k; k, q), w (v; dO), states [B,H,chunks,K,V]."""
     CHUNKS: tl.constexpr = (T + C - 1) // C
     TILES: tl.constexpr = (V + BV - 1) // BV
     pid = tl.program_id(0).to(tl.int64)

@@ -1,103 +1,81 @@
-"""A configuration from the table, the nearest one, or the best that fits."""
+"""A configuration from the table, or the best that fits."""
 
-import math
-
-import jax
 import pytest
 
-from seqjax_kernels import _direct
 from seqjax_kernels import configs
 from seqjax_kernels import devices
-from seqjax_kernels import registry
-from seqjax_kernels import resources
-from seqjax_kernels.pointwise import norm_kernels
+from seqjax_kernels.decay import configs as decay
+from seqjax_kernels.decay import probes
+from seqjax_kernels.decay import tables
+from tests.kernels.compiled import recorded
 
-KEY = configs.Key("forward", "bfloat16", 128, 128, 64, 4096)
-TABLE = {"H200": {KEY: "tuned", KEY._replace(length=65536): "long"}}
-
-
-def program(rows, arch):
-    """The norm's kernel with so many rows a program: 16384 cells spill."""
-    return _direct.Program(
-        norm_kernels.forward_kernel,
-        tuple((n, "bfloat16") for n in ("x", "gate", "weight", "y")),
-        (
-            ("R", 4096),
-            ("N", 1024),
-            ("GROUPS", 1),
-            ("EPS", 1e-5),
-            ("SILU", True),
-            ("BEFORE", False),
-            ("BR", rows),
-            ("BN", 1024),
-        ),
-        4,
-        2,
-        arch,
-    )
+KEY = configs.Key("keys", "bf16", 32)
+TABLE = {"H200": {KEY: (64, 32, 4, 2)}, "A100": {KEY: (16, 16, 2, 1)}}
+SMALL, LARGE = decay.Tiles(16, 16, 2, 1), decay.Tiles(64, 64, 4, 2)
 
 
-def chosen(key, candidates, kind="H200", rows=lambda c: c):
-    with jax.sharding.use_abstract_mesh(registry.abstract_gpu(kind)):
-        return configs.choose(
-            TABLE,
-            key,
-            candidates,
-            lambda c, arch: program(rows(c), arch),
-            lambda c: 4096 // c,
-        )
+def device(kind, arch=None):
+    found = devices.find(kind)
+    assert found is not None
+    return found if arch is None else found._replace(arch=arch)
+
+
+def chosen(candidates, where, key=KEY):
+    """With programs that say what they cost, and are not compiled."""
+    return configs.choose(TABLE, key, candidates, lambda *a: a, where)
 
 
 def test_the_table_comes_first():
-    # None of these would compile.
-    assert chosen(KEY, ["worse"]) == "tuned"
-    assert chosen(KEY._replace(heads=16), ["worse"]) == "tuned"
-    assert chosen(KEY._replace(length=40000), ["worse"]) == "long"
-
-
-def test_nearest():
-    table = TABLE["H200"]
-    for key, expected in (
-        (KEY._replace(length=1024), "tuned"),
-        (KEY._replace(length=1023), None),
-        (KEY._replace(heads=257), None),
-        (KEY._replace(key=64), None),
-        (KEY._replace(dtype="float32"), None),
-        (KEY._replace(length=16384), "tuned"),
-        (KEY._replace(length=16385), "long"),
-    ):
-        assert configs.nearest(table, key) == expected, key
-
-
-def test_what_spills_is_not_chosen():
-    other = KEY._replace(key=64)
-    assert chosen(other, [16, 2]) == 2
-    assert chosen(other, [2, 16], "A100") == 2
-    assert resources.of(program(16, 90)).spill > 0
-    with pytest.raises(devices.Unsupported, match="none of 1 configurations"):
-        chosen(other, [16])
+    # H100 has no entries of its own: those of its compute capability.
+    for kind in ("H200", "H100", "GH200"):
+        assert chosen([LARGE], device(kind)) == decay.Tiles(64, 32, 4, 2)
+    assert chosen([LARGE], device("A100")) == SMALL
 
 
 @pytest.mark.parametrize(
-    ("better", "worse"),
+    ("costs", "expected"),
     [
-        # registers, spill, shared, warps and blocks: fewer, fuller programs
-        ((64, 0, 0, 4, 1056), (255, 0, 0, 4, 1056)),
-        # work for all multiprocessors beats large programs for a few
-        ((64, 0, 0, 4, 132), (64, 0, 0, 4, 33)),
-        # shared memory for two at once beats that for one
-        ((128, 0, 100_000, 4, 264), (128, 0, 200_000, 4, 264)),
-        ((255, 0, 0, 4, 132), (64, 4, 0, 4, 132)),
+        # candidate: (bytes spilled, warps at once); 0 warps: it does not fit
+        ([(0, 8), (0, 16)], 0),
+        ([(4, 8), (0, 8), (0, 16)], 1),
+        ([(0, 4), (0, 8)], 1),
+        ([(0, 0), (0, 4), (0, 6)], 2),
+        ([(8, 8), (4, 8), (4, 4)], 1),
+        ([(8, 8), (0, 0)], 0),
     ],
 )
-def test_cost(better, worse):
-    costs = [
-        configs.cost(
-            resources.Resources(*case[:4], 0, 0),
-            90,
-            case[4],
-            multiprocessors=132,
-        )
-        for case in (better, worse)
-    ]
-    assert costs[0] <= costs[1] and costs[0] < math.inf
+def test_what_is_chosen_without_a_table(monkeypatch, costs, expected):
+    candidates = [LARGE._replace(stages=n) for n in range(len(costs))]
+    monkeypatch.setattr(configs, "_costs", lambda p: costs[p[1].stages])
+    found = chosen(candidates, device("H100", 89))
+    assert found == candidates[expected]
+    # And for what a table does not hold.
+    assert chosen(candidates, device("H200"), KEY._replace(chunk=16)) == found
+
+
+def test_nothing_fits(monkeypatch):
+    monkeypatch.setattr(configs, "_costs", lambda program: (0, 0))
+    with pytest.raises(devices.Unsupported, match="none of 1 configurations"):
+        chosen([LARGE], device("H100", 89))
+
+
+@pytest.mark.parametrize("kind", recorded.KINDS)
+def test_tables_are_complete(kind):
+    """So no trace on these devices compiles candidates."""
+    assert set(tables.TABLE[kind]) == set(decay.keys(device(kind).arch))
+    for key, tiles in tables.TABLE[kind].items():
+        assert tiles in decay.CANDIDATES[key.kernel], key
+
+
+@pytest.mark.parametrize("kernel", ["walk", "channel_keys"])
+def test_candidates_compile(kernel):
+    """On a GPU of compute capability 8.6, which no table is of."""
+    small = device("A100", 86)
+    key = configs.Key(kernel, "bf16", 32)
+    candidates = decay.CANDIDATES[kernel][-2:]
+    found = configs.choose(
+        tables.TABLE, key, candidates, probes.program_of, small
+    )
+    assert found in candidates
+    spill, warps = configs._costs(probes.program_of(key, found, 86))
+    assert spill == 0 and warps > 0

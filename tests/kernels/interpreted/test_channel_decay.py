@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from seqjax_kernels.decay import channel
+from seqjax_kernels.decay import configs
 from tests.kernels.interpreted import additive_oracle as oracle
 from tests.kernels.interpreted import test_scalar_decay as scalar_tests
 
@@ -31,6 +32,24 @@ def run(arrays, bars, chunk_size):
     return y, final, *found
 
 
+def check(arrays, bars, found, bound):
+    """Against the recurrence in float64; gates that cut have no gradient."""
+    exact = [scalar_tests.wide(x) for x in arrays]
+    outputs, states = oracle.forward(*exact, SCALE)
+    expected = (
+        outputs,
+        states[-1],
+        *oracle.backward(*exact, SCALE, *map(scalar_tests.wide, bars)),
+    )
+    names = ("y", "state", "dq", "dk", "dv", "dg", "dinitial")
+    errors = {
+        name: scalar_tests.distance(a, b)
+        for name, a, b in zip(names, found, expected, strict=True)
+    }
+    assert max(errors.values()) < bound, errors
+    assert (np.asarray(found[5])[np.isneginf(exact[3])] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "gate", "packed", "chunk_size"),
     [
@@ -45,20 +64,14 @@ def run(arrays, bars, chunk_size):
 def test_against_the_recurrence(shape, dtype, gate, packed, chunk_size):
     arrays, bars = case(shape, dtype=dtype, gate=gate, packed=packed)
     found = run(arrays, bars, chunk_size)
-    exact = [scalar_tests.wide(x) for x in arrays]
-    outputs, states = oracle.forward(*exact, SCALE)
-    expected = (
-        outputs,
-        states[-1],
-        *oracle.backward(*exact, SCALE, *map(scalar_tests.wide, bars)),
-    )
-    names = ("y", "state", "dq", "dk", "dv", "dg", "dinitial")
-    errors = {
-        name: scalar_tests.distance(a, b)
-        for name, a, b in zip(names, found, expected, strict=True)
-    }
-    assert max(errors.values()) < scalar_tests.BOUNDS[dtype], errors
-    assert (np.asarray(found[5])[np.isneginf(exact[3])] == 0).all()
+    check(arrays, bars, found, scalar_tests.BOUNDS[dtype])
+
+
+def test_parts_of_the_sequence(monkeypatch):
+    """The state is carried in parts, the last of which ends behind the end."""
+    monkeypatch.setattr(configs, "parts", lambda *_: 3)
+    arrays, bars = case((1, 75, 1, 2, 20, 40), gate="hard", packed=True)
+    check(arrays, bars, run(arrays, bars, 16), scalar_tests.BOUNDS["float32"])
 
 
 def test_neighbours_do_not_touch():
