@@ -6,7 +6,6 @@ import math
 from typing import Any, NamedTuple
 import zlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -53,7 +52,7 @@ class Case(NamedTuple):
     """
 
     name: str
-    run: Callable[[dict[str, jax.Array], str | None], tuple]
+    run: Callable[[dict[str, Any], str | None], tuple[Any, Any]]
     shapes: Callable[[Shape], dict[str, tuple[tuple[int, ...], str]]]
     flops: Callable[[Shape], float]
     peer: str | None = None

@@ -11,6 +11,7 @@ from benchmarks import _gpu_cases
 from benchmarks import _gpu_measure
 from benchmarks import _gpu_peers
 from benchmarks import gpu
+from benchmarks import report
 from tests import _tree
 
 Row = _gpu_measure.Row
@@ -153,3 +154,22 @@ def test_a_failing_row_costs_only_itself():
     row = gpu._tried(fails, name="gla", by="triton")
     assert row.note == "RuntimeError: out of memory"
     assert (row.operator, row.contender) == ("gla", "triton")
+
+
+def test_figures(tmp_path):
+    rows = [
+        Row("gla", "1x8x2x4", "triton", 1.0, 3.0),
+        Row("gla", "1x8x2x4", "xla", 2.0, 9.0),
+        Row("gla", "1x1x2x4", "xla", 0.5),
+        Row("gla", "1x8x2x4", "fla", note="no torch"),
+    ]
+    found = report.times([r._asdict() for r in rows])
+    assert found == {
+        "gla": {
+            "triton": {"1x8x2x4": 3.0},
+            "xla": {"1x8x2x4": 9, "1x1x2x4": 0.5},
+        }
+    }
+    path = tmp_path / "gla.png"
+    report.draw("gla", found["gla"], "a GPU", path)
+    assert path.read_bytes().startswith(b"\x89PNG")
