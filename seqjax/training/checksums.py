@@ -56,6 +56,7 @@ def _checksum_tree(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: _checksum(leaf) for name, leaf in leaves.items()}
 
 
+@jax.jit  # within the other: traced once for all leaves of a shape
 def _checksum(x: jax.Array) -> jax.Array:
     total = jnp.zeros((), jnp.uint32)
     if x.size == 0:
