@@ -1,6 +1,7 @@
 """The command on input that cannot be used: one message, exit code 2."""
 
 import resource
+import signal
 import subprocess
 import sys
 
@@ -76,6 +77,8 @@ def test_two_jobs_in_one_workdir(command, tmp_path):
         running.wait_until(
             first, lambda: "compiling" in (tmp_path / "run.log").read_text()
         )
+        # It keeps the lock, and leaves the processors to the second one.
+        first.send_signal(signal.SIGSTOP)
         code, output = command.run(tmp_path / "run", devices=1)
         assert code == 2
         assert f"process {first.pid}" in output

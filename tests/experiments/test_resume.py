@@ -103,7 +103,7 @@ def test_undisturbed(clean):
 def test_killed_at_random_moments(command, clean, tmp_path):
     workdir = tmp_path / "run"
     rng = random.Random(0)
-    for attempt in range(5):
+    for attempt in range(4):
         process = command.start(workdir)
         # Once in the start-up, then behind some rows of this attempt: the
         # delay reaches into steps, saves, renames and validations.
