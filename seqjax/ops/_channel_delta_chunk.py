@@ -34,6 +34,7 @@ import numpy as np
 
 from seqjax import recurrence
 from seqjax.ops import _channel_delta_layout as layout
+from seqjax.ops import _channel_score_cotangents
 from seqjax.ops import _channel_scores
 from seqjax.ops import _delta_chunk
 from seqjax.ops import _triangular
@@ -130,7 +131,7 @@ def _backward(plan, residual, cotangents):
         size, reads, writes = c.x.shape[-2], c.x.shape[-3], c.y.shape[-3]
         scores_bar = _mmt(bars, values, plan)
         carried = p.total * jnp.sum(before * after_bar, axis=-1)
-        x_bar, y_bar, log_bar = _channel_scores.scores_cotangents(
+        x_bar, y_bar, log_bar = _channel_score_cotangents.scores_cotangents(
             p,
             c.x,
             c.y,

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from seqjax import recurrence
 from seqjax.ops import _channel_delta_layout as layout
+from seqjax.ops import _channel_score_cotangents
 from seqjax.ops import _channel_scores
 from seqjax.ops import _delta_chunk
 
@@ -92,9 +93,9 @@ def _forward(plan, inputs, starts, initial):
         keys, values = _apart(before, c)
 
         square = _mmt(c.q, c.k, plan)[..., None, :, None, :]
-        inside = _channel_scores.read(p, square, precision=_EXACT)
+        inside = _channel_score_cotangents.read(p, square, precision=_EXACT)
         head_bar = _mmt(c.q, keys)[..., None, :, :]
-        (logits,) = _channel_scores.x_cotangents(
+        (logits,) = _channel_score_cotangents.x_cotangents(
             p, c.s, square, head_bar, inside, own_reads=1
         )
         w = jax.nn.softmax(logits, axis=-1)
@@ -132,8 +133,8 @@ def _backward(plan, residual, cotangents):
             [_mmt(o_bar, c.v, plan), _mmt(c.q, c.k, plan)], axis=-3
         )[..., None, :]
         head_bar = jnp.stack([_mmt(o_bar, values), _mmt(c.q, keys)], axis=-3)
-        inside = _channel_scores.read(p, square, precision=_EXACT)
-        w_bar, _ = _channel_scores.x_cotangents(
+        inside = _channel_score_cotangents.read(p, square, precision=_EXACT)
+        w_bar, _ = _channel_score_cotangents.x_cotangents(
             p, c.s, square, head_bar, inside, own_reads=2
         )
         z_bar = w * (w_bar - jnp.sum(w * w_bar, axis=-1, keepdims=True))
@@ -154,7 +155,7 @@ def _backward(plan, residual, cotangents):
         both_bar = _mm(p.tail * c.s[..., 0, :, :], after_bar)
         tail_bar = _mmt(_beside(c.k, c.v), after_bar)[..., None, :, :]
         carried = jnp.sum(total.act(before) * after_bar, axis=-1)
-        s_bar, log_bar = _channel_scores.rest_of_cotangents(
+        s_bar, log_bar = _channel_score_cotangents.rest_of_cotangents(
             p,
             x,
             c.s,

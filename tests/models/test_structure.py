@@ -148,21 +148,21 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_wide():
 
 
 def test_state_keeps_its_type_through_a_call():
+    # In float64 test_every_mixer holds them to theirs.
     for kind in CONFIG.pattern_names():
-        for dtype in ("float32", "bfloat16"):
-            config = dataclasses.replace(CONFIG, pattern=(kind,), dtype=dtype)
-            model = models.LanguageModel(config)
-            cache = jax.eval_shape(lambda m=model: m.init_cache(2, 12))
-            _, after = jax.eval_shape(
-                model.apply, models.abstract_parameters(config), TOKENS, cache
+        config = dataclasses.replace(CONFIG, pattern=(kind,), dtype="bfloat16")
+        model = models.LanguageModel(config)
+        cache = jax.eval_shape(lambda m=model: m.init_cache(2, 12))
+        _, after = jax.eval_shape(
+            model.apply, models.abstract_parameters(config), TOKENS, cache
+        )
+        assert jax.tree.all(
+            jax.tree.map(
+                lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype),
+                cache,
+                after,
             )
-            assert jax.tree.all(
-                jax.tree.map(
-                    lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype),
-                    cache,
-                    after,
-                )
-            ), (kind, dtype)
+        ), kind
 
 
 def test_untied_embeddings_have_their_own_table():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from seqjax.ops import _channel_pairs
+from seqjax.ops import _channel_score_cotangents
 from seqjax.ops import _channel_scores
 from tests.conformance import spec
 
@@ -117,7 +118,7 @@ def test_scores_of_two_reads_and_two_writes_equal_the_products():
             p, x, y, [[(0, 0), (1, 0)], [(0, 1), (1, 1)]], precision=EXACT
         )
         scores_bar, head_bar, tail_bar = bars
-        return made, _channel_scores.scores_cotangents(
+        return made, _channel_score_cotangents.scores_cotangents(
             p,
             x,
             y,
