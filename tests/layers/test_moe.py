@@ -172,11 +172,12 @@ def test_a_model_decodes_as_it_reads_and_counts_the_experts_it_uses():
     config.validate()
     model = models.LanguageModel(config)
     tokens = np.arange(8, dtype=np.int32)[None]
-    params = model.init(jax.random.key(0), tokens)
-    whole, _ = model.apply(params, tokens)
+    apply = jax.jit(model.apply)
+    params = jax.jit(model.init)(jax.random.key(0), tokens)
+    whole, _ = apply(params, tokens)
     cache = model.init_cache(1, 8)
     for t in range(8):
-        logits, cache = model.apply(params, tokens[:, t : t + 1], cache)
+        logits, cache = apply(params, tokens[:, t : t + 1], cache)
         np.testing.assert_allclose(logits[0, 0], whole[0, t], atol=1e-5)
     few = models.flops_per_token(config, 8)
     config.moe.active = E
