@@ -37,9 +37,10 @@ from seqjax.ops import _channel_delta_layout as layout
 from seqjax.ops import _channel_score_cotangents
 from seqjax.ops import _channel_scores
 from seqjax.ops import _delta_chunk
+from seqjax.ops import _products
 from seqjax.ops import _triangular
 
-_EXACT = jax.lax.Precision.HIGHEST
+_mm, _tmm, _mmt = _products.mm, _products.tmm, _products.mmt
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -158,7 +159,7 @@ def _backward(plan, residual, cotangents):
                 "...v,...kv->...k",
                 _cut(solved_bar, c)[..., 0, :],
                 before,
-                precision=_EXACT,
+                precision=_products.EXACT,
             )
         if c.starts is not None:
             cuts_bar = np.zeros(c.starts.shape, jax.dtypes.float0)
@@ -227,22 +228,3 @@ def _cut(rows, c):
 
 def _rows(x, y):
     return jnp.concatenate([x, y], axis=-2)
-
-
-def _mm(x, y, plan=None):
-    """x y, exact unless the precision of products of inputs will do."""
-    return jnp.matmul(x, y, precision=_precision(plan))
-
-
-def _tmm(x, y, plan=None):
-    """x^T y."""
-    return jnp.einsum("...ci,...cj->...ij", x, y, precision=_precision(plan))
-
-
-def _mmt(x, y, plan=None):
-    """x y^T."""
-    return jnp.einsum("...iv,...jv->...ij", x, y, precision=_precision(plan))
-
-
-def _precision(plan):
-    return _EXACT if plan is None else plan.precision

@@ -38,9 +38,10 @@ import jax.numpy as jnp
 
 from seqjax import recurrence
 from seqjax.ops import _contract
+from seqjax.ops import _products
 from seqjax.ops import _triangular
 
-_EXACT = jax.lax.Precision.HIGHEST
+_mm, _tmm, _mmt = _products.mm, _products.tmm, _products.mmt
 
 
 class Parts(NamedTuple):
@@ -261,22 +262,3 @@ def join(x, length):
     """[groups, B, n*C, ...] to [B, T, ...]."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
-
-
-def _mm(x, y, plan=None):
-    """x y, exact unless the precision of products of inputs will do."""
-    return jnp.matmul(x, y, precision=_precision(plan))
-
-
-def _tmm(x, y, plan=None):
-    """x^T y."""
-    return jnp.einsum("...ci,...cj->...ij", x, y, precision=_precision(plan))
-
-
-def _mmt(x, y, plan=None):
-    """x y^T."""
-    return jnp.einsum("...iv,...jv->...ij", x, y, precision=_precision(plan))
-
-
-def _precision(plan):
-    return _EXACT if plan is None else plan.precision

@@ -32,8 +32,9 @@ from seqjax.ops import _channel_delta_layout as layout
 from seqjax.ops import _channel_score_cotangents
 from seqjax.ops import _channel_scores
 from seqjax.ops import _delta_chunk
+from seqjax.ops import _products
 
-_EXACT = jax.lax.Precision.HIGHEST
+_mm, _tmm, _mmt = _products.mm, _products.tmm, _products.mmt
 # Chunks times heads that a scan step holds.
 _PRODUCTS = 32
 
@@ -93,7 +94,9 @@ def _forward(plan, inputs, starts, initial):
         keys, values = _apart(before, c)
 
         square = _mmt(c.q, c.k, plan)[..., None, :, None, :]
-        inside = _channel_score_cotangents.read(p, square, precision=_EXACT)
+        inside = _channel_score_cotangents.read(
+            p, square, precision=_products.EXACT
+        )
         head_bar = _mmt(c.q, keys)[..., None, :, :]
         (logits,) = _channel_score_cotangents.x_cotangents(
             p, c.s, square, head_bar, inside, own_reads=1
@@ -102,7 +105,7 @@ def _forward(plan, inputs, starts, initial):
         x = w[..., None, :, :]
         p = _channel_scores.with_reads(p, x)
         (scores,) = _channel_scores.scores(
-            p, x, c.s, [[(0, 0)]], precision=_EXACT
+            p, x, c.s, [[(0, 0)]], precision=_products.EXACT
         )
         o = _mm(scores, c.v, plan) + _mm(w * p.head, values)
         return after, (layout.to_tokens(plan, o), before, w, scores)
@@ -133,7 +136,9 @@ def _backward(plan, residual, cotangents):
             [_mmt(o_bar, c.v, plan), _mmt(c.q, c.k, plan)], axis=-3
         )[..., None, :]
         head_bar = jnp.stack([_mmt(o_bar, values), _mmt(c.q, keys)], axis=-3)
-        inside = _channel_score_cotangents.read(p, square, precision=_EXACT)
+        inside = _channel_score_cotangents.read(
+            p, square, precision=_products.EXACT
+        )
         w_bar, _ = _channel_score_cotangents.x_cotangents(
             p, c.s, square, head_bar, inside, own_reads=2
         )
@@ -141,7 +146,7 @@ def _backward(plan, residual, cotangents):
         x = jnp.stack([w, z_bar], axis=-3)
         p = _channel_scores.with_reads(p, x)
         (square_bar,) = _channel_scores.scores(
-            p, x, c.s, [[(1, 0)]], precision=_EXACT
+            p, x, c.s, [[(1, 0)]], precision=_products.EXACT
         )
 
         total = _total(c.log)
@@ -163,7 +168,7 @@ def _backward(plan, residual, cotangents):
             (square, head_bar, tail_bar, carried),
             inside,
             own_reads=2,
-            precision=_EXACT,
+            precision=_products.EXACT,
         )
         k_bar, v_bar = jnp.split(both_bar, [c.k.shape[-1]], axis=-1)
         bars = Chunks(
@@ -211,22 +216,3 @@ def _beside(x, y):
 def _apart(state, c):
     """[..., M, K+V] as keys [..., M, K] and values [..., M, V]."""
     return jnp.split(state, [c.k.shape[-1]], axis=-1)
-
-
-def _mm(x, y, plan=None):
-    """x y, exact unless the precision of products of inputs will do."""
-    return jnp.matmul(x, y, precision=_precision(plan))
-
-
-def _tmm(x, y, plan=None):
-    """x^T y."""
-    return jnp.einsum("...ci,...cj->...ij", x, y, precision=_precision(plan))
-
-
-def _mmt(x, y, plan=None):
-    """x y^T."""
-    return jnp.einsum("...iv,...jv->...ij", x, y, precision=_precision(plan))
-
-
-def _precision(plan):
-    return _EXACT if plan is None else plan.precision
