@@ -94,7 +94,7 @@ class Comba(delta_mixer.DeltaMixer):
             exchange=self.exchange,
         )
         y = projections.read_out(
-            self, o, x, gated=self.output_gate, activation=nn.sigmoid
+            self, o, x, gated=self.output_gate, activation="sigmoid"
         )
         return y, delta_mixer.DeltaState(conv, memory)
 

@@ -87,9 +87,7 @@ class KDA(delta_mixer.DeltaMixer):
             use_bias=self.gate_bias,
             dtype=self.dtype,
         )
-        y = projections.read_out(
-            self, o, x, gate=gate, activation=jax.nn.sigmoid
-        )
+        y = projections.read_out(self, o, x, gate=gate, activation="sigmoid")
         return y, delta_mixer.DeltaState(conv, memory)
 
 

@@ -104,7 +104,7 @@ class Lightning(mixer.Mixer):
             )(x)
         gate = projections.to_heads(low, heads, dim, self.dtype, "gate")
         flat = (*x.shape[:2], heads * dim)
-        norm = norms.GatedRMSNorm(nn.sigmoid, eps=self.eps, name="norm")
+        norm = norms.GatedRMSNorm("sigmoid", eps=self.eps, name="norm")
         o = norm(o.reshape(flat), gate.reshape(flat)).reshape(o.shape)
         y = projections.from_heads(
             o, x.shape[-1], self.dtype, self.residual_scale

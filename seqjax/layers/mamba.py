@@ -161,7 +161,7 @@ class Mamba(mixer.Mixer):
         if self.selection_norm == "none":
             return x
         if self.selection_norm == "plain":
-            return norms.rms_normalize(x, self.eps).astype(x.dtype)
+            return ops.rms_normalize(x, self.eps).astype(x.dtype)
         return norms.RMSNorm(self.eps, name=f"{name}_norm")(x)
 
 

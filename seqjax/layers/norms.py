@@ -7,31 +7,16 @@ mixer: RetNet, GLA and lightning normalise and then gate; Mamba-2 gates and
 then normalises.  Statistics are taken in float32 (float64 for float64 input).
 """
 
-from collections.abc import Callable
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+
+from seqjax import ops
 
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype of statistics and gates: float32, float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-def rms_normalize(x: jax.Array, eps: float) -> jax.Array:
-    """x over its root mean square along the last axis, in float32.
-
-    Args:
-      x: [..., D], any float dtype.
-      eps: added to the mean square.
-
-    Returns:
-      [..., D], float32 (float64 for float64 input).
-    """
-    x = x.astype(wide(x.dtype))
-    square = jnp.mean(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(square + eps)
 
 
 def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
@@ -67,7 +52,7 @@ class RMSNorm(nn.Module):
         if self.zero_centred:
             init = nn.initializers.zeros
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
-        y = rms_normalize(x, self.eps)
+        y = ops.rms_normalize(x, self.eps)
         scale = expand(scale, y)
         if self.zero_centred:
             scale = 1 + scale
@@ -90,7 +75,7 @@ class LayerNorm(nn.Module):
         """Normalises x [..., D]; returns the dtype of x."""
         y = x.astype(wide(x.dtype))
         y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = rms_normalize(y, self.eps)
+        y = ops.rms_normalize(y, self.eps)
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         shape = x.shape[-1:]
         y = y * expand(self.param("scale", ones, shape, jnp.float32), y)
@@ -103,14 +88,14 @@ class GatedRMSNorm(nn.Module):
     """RMS norm and a gate, in either order.
 
     Attributes:
-      activation: of the gate.
+      activation: of the gate, "silu" or "sigmoid".
       gate_first: True for rms(x * act(gate)) as Mamba-2; False for
         rms(x) * act(gate) as RetNet and GLA.
       groups: the last axis is normalised in that many groups.
       eps: added to the mean square.
     """
 
-    activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
+    activation: str = "silu"
     gate_first: bool = False
     groups: int = 1
     eps: float = 1e-5
@@ -121,14 +106,16 @@ class GatedRMSNorm(nn.Module):
         scale = self.param(
             "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32
         )
-        y = x.astype(wide(x.dtype))
-        gate = self.activation(gate.astype(y.dtype))
-        if self.gate_first:
-            y = y * gate
-        grouped = y.reshape(*y.shape[:-1], self.groups, -1)
-        y = rms_normalize(grouped, self.eps).reshape(y.shape)
-        y = y * expand(scale, y)
-        return (y if self.gate_first else y * gate).astype(x.dtype)
+        dtype = wide(x.dtype)
+        return ops.gated_rms_norm(
+            x,
+            gate.astype(dtype) if dtype == jnp.float64 else gate,
+            scale.astype(dtype),
+            eps=self.eps,
+            activation=self.activation,
+            gate_first=self.gate_first,
+            groups=self.groups,
+        )
 
 
 class HeadLayerNorm(nn.Module):

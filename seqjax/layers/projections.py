@@ -1,7 +1,5 @@
 """The linear maps into heads and out of them."""
 
-from collections.abc import Callable
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -99,7 +97,7 @@ def read_out(
     *,
     gated: bool = True,
     gate: jax.Array | None = None,
-    activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+    activation: str = "silu",
     full_width: bool = False,
     kernel_init: Initializer = _LECUN,
 ) -> jax.Array:
@@ -111,7 +109,7 @@ def read_out(
       x: [B, T, D].
       gated: False for W_o rms(o).
       gate: [B, T, H * V], in the place of W_g x.
-      activation: of the gate.
+      activation: of the gate, "silu" or "sigmoid".
       full_width: whether the norm runs over all heads together.
       kernel_init: of W_g and W_o.
 

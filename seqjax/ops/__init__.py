@@ -24,6 +24,8 @@ from seqjax.ops.gated_delta_rule_2 import (
 from seqjax.ops.gated_linear_attention import (
     gated_linear_attention as gated_linear_attention,
 )
+from seqjax.ops.gated_rms_norm import gated_rms_norm as gated_rms_norm
+from seqjax.ops.gated_rms_norm import rms_normalize as rms_normalize
 from seqjax.ops.gated_slot_attention import GSAState as GSAState
 from seqjax.ops.gated_slot_attention import (
     gated_slot_attention as gated_slot_attention,

@@ -59,7 +59,7 @@ def _norm(case, inputs):
     params = {"params": {"scale": weight}}
     if "z" in inputs:
         layer = norms.GatedRMSNorm(
-            getattr(jax.nn, opt["activation"].item()),
+            opt["activation"].item(),
             gate_first=not opt["before_gate"].item(),
             groups=x.shape[-1] // group,
             eps=eps,

@@ -52,11 +52,17 @@ def convolution(
     return Tiles(rows, columns, tiles, 4)
 
 
-def norm(width: int) -> Tiles:
-    """Tiles of rows of `width` cells, each normalised by itself."""
+def norm(width: int, backward: bool = False) -> Tiles:
+    """Tiles of rows of `width` cells, each normalised by itself.
+
+    A thread holds 16 cells of a row, of backward's many arrays 8; but with more
+    than 16 warps a block has the multiprocessor's registers to itself.
+    """
     columns = power_of_two(max(width, 16))
-    rows = max(1, _CELLS // columns)
-    return Tiles(rows, columns, 8, 4 if columns <= 4096 else 8)
+    cells = _CELLS // 2 if backward else _CELLS
+    rows = max(1, cells // columns)
+    num_warps = 4 * max(1, columns // cells)
+    return Tiles(rows, columns, 16, min(num_warps, 16))
 
 
 def cumsum(chunk_size: int, width: int) -> Tiles:

@@ -103,7 +103,7 @@ def backward_kernel(
     column = tl.program_id(1) * N + d
     in_d = d < N
     scale = _load(weight, column, in_d)[None, :]
-    total = tl.zeros([BN], tl.float32)
+    total = tl.zeros([BR, BN], tl.float32)
     for tile in range(TILES):
         r = (run * TILES + tile) * BR + tl.arange(0, BR)
         mask = (r < R)[:, None] & in_d[None, :]
@@ -120,10 +120,10 @@ def backward_kernel(
         n, inverse = _normalized(u, EPS, N)
         if BEFORE:
             n_bar = bar * scale
-            total += tl.sum(bar * n, 0)
+            total += bar * n
         else:
             n_bar = bar * scale * a
-            total += tl.sum(bar * n * a, 0)
+            total += bar * n * a
         along = tl.sum(n_bar * n, 1)[:, None] / N
         u_bar = inverse * (n_bar - n * along)
         if BEFORE:
@@ -138,4 +138,4 @@ def backward_kernel(
             mask=mask,
         )
     cells = (b * RUNS + run) * (GROUPS * N) + column
-    tl.store(weight_bar + cells, total, mask=in_d)
+    tl.store(weight_bar + cells, tl.sum(total, 0), mask=in_d)

@@ -54,6 +54,13 @@ def _packed(x, weight, segment_ids):
     )
 
 
+def _norm(x, gate, weight):
+    y = ops.gated_rms_norm(
+        x, gate, weight, gate_first=True, implementation="triton"
+    )
+    return y, None
+
+
 def _gated(q, k, v, log_decay, initial_state):
     return ops.gated_linear_attention(
         q,
@@ -101,6 +108,14 @@ BUDGETS = (
         (_X, _W, _of(jnp.int32, 2, 16384)),
         (1, 2),
         (16, 22),
+        0.01,
+    ),
+    Budget(
+        "gated_rms_norm",
+        _norm,
+        (_X, _X, _of(jnp.float32, 2048)),
+        (1, 2),
+        (1, 3),
         0.01,
     ),
     Budget(

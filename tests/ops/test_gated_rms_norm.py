@@ -1,0 +1,45 @@
+"""The gated norm's arguments; its values stand in tests/layers."""
+
+import jax
+import numpy as np
+import pytest
+
+from seqjax import ops
+
+X = np.ones((2, 3, 8), np.float32)
+WEIGHT = np.ones(8, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            dict(weight=X),
+            r"weight must have shape \[D\], got shape \(2, 3, 8\)",
+        ),
+        (dict(x=X[..., :4]), r"x must have shape \[..., D\] \(D = 8 from"),
+        (dict(gate=X[:1]), r"gate must have the shape of x, \(2, 3, 8\), got"),
+        (dict(gate=None), "gate must have shape .*, got None"),
+        (dict(x=X.astype(int)), "x must be one of float16, .*, got int"),
+        (dict(activation="gelu"), "must be one of silu, sigmoid, got 'gelu'"),
+        (dict(groups=3), "groups must divide D = 8, got 3"),
+        (dict(groups=0), "groups must divide D = 8, got 0"),
+        (dict(implementation="cuda"), "must be one of triton, xla"),
+    ],
+)
+def test_refusals(change, words):
+    arguments = dict(x=X, gate=X, weight=WEIGHT) | change
+    with pytest.raises(ValueError, match=f"gated_rms_norm: .*{words}"):
+        ops.gated_rms_norm(**arguments)
+
+
+def test_eps_holds_rows_of_zeros():
+    """Value and gradient are finite where there is nothing to divide by."""
+
+    def total(x):
+        return ops.gated_rms_norm(x, X, WEIGHT, eps=0.25).sum()
+
+    value, slope = jax.value_and_grad(total)(0 * X)
+    assert value == 0
+    # 1 / sqrt(eps) = 2, times silu(1).
+    np.testing.assert_allclose(slope, 2 / (1 + np.exp(-1)), rtol=1e-6)
