@@ -3,12 +3,14 @@
 It runs one program after another on the CPU, so it alone would let pass what
 a GPU does not forgive. Each load and store is looked up here: it must lie
 inside one array, inputs are only read, and each cell of an output is written
-exactly once and never read. Triton looks at TRITON_INTERPRET when it is
-imported, so this needs a process of its own.
+exactly once and never read; nor may an integer of 32 bits overflow. Triton
+looks at TRITON_INTERPRET when it is imported, so this needs a process of its
+own.
 """
 
 # pyright: reportMissingImports=false
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -89,7 +91,8 @@ class _Memory:
     def __init__(self, kernel: str, arrays: list[Array]):
         self.kernel = kernel
         self.arrays = arrays
-        self.program = (0, 0, 0)
+        self.program: tuple[int, int, int] = (0, 0, 0)
+        self.patched: set[int] = set()  # modules, by `_patch_once`
 
     def _where(self, what: str) -> str:
         return f"{self.kernel}, program {self.program}: {what}"
@@ -187,7 +190,7 @@ _patched = False
 
 
 def _patch() -> None:
-    """Makes the interpreter report accesses, and multiply bfloat16 rightly."""
+    """Makes the interpreter report accesses, and compute as a GPU does."""
     global _patched
     if _patched:
         return
@@ -221,6 +224,54 @@ def _patch() -> None:
     builder.create_masked_store = create_masked_store
     builder.create_atomic_cas = builder.create_atomic_rmw = atomic
     _fix_bfloat16(builder, interpreter)
+    _check_overflow(builder, interpreter)
+    _patch_once(interpreter)
+
+
+def _check_overflow(builder, interpreter) -> None:
+    """Integers of 32 bits do not overflow.
+
+    Triton's own check of this is off unless it debugs, and its operations are
+    made all the same: a quarter of the time.
+    """
+    import triton.language as tl
+
+    growing = (np.add, np.subtract, np.multiply)
+    own = interpreter.interpreter_builder
+    own.options = dataclasses.replace(own.options, sanitize_overflow=False)
+    binary = builder.binary_op
+
+    def binary_op(self, lhs, rhs, op):
+        if op in growing and lhs.dtype.scalar == tl.int32:
+            exact = op(lhs.data.astype(np.int64), rhs.data)
+            if (exact != exact.astype(np.int32)).any():
+                what = f"{op.__name__} overflows 32 bits"
+                raise BadAccess(_memory._where(what))
+        return binary(self, lhs, rhs, op)
+
+    builder.binary_op = binary_op
+
+
+def _patch_once(interpreter) -> None:
+    """Looks through Triton's language once a launch.
+
+    The interpreter does at every call of a function inside a kernel, and finds
+    it patched: a third of the time.
+    """
+    import triton.language as tl
+
+    patch = interpreter._patch_lang
+    languages = (tl, tl.core)
+
+    def patch_lang(function):
+        named = function.__globals__.values()
+        found = {id(m) for m in languages if any(m is n for n in named)}
+        if found <= _memory.patched:
+            return interpreter._LangPatchScope()
+        _memory.patched |= found
+        return patch(function)
+
+    interpreter._patch_lang = patch_lang
 
 
 def _fix_bfloat16(builder, interpreter) -> None:

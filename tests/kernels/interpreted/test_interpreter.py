@@ -59,6 +59,7 @@ def test_products(dtype, bound):
         ("writes a row twice", "writes y a second time at cell 992"),
         ("writes an input", "writes the input x"),
         ("reads an output", "reads the output y"),
+        ("overflows", "multiply overflows 32 bits"),
         ("atomics", "atomics depend on the order of programs"),
     ],
 )

@@ -39,6 +39,8 @@ def toy_kernel(
         mask = (t < T + 1)[:, None]
     if MISTAKE == "writes a row twice":
         cells = (t - tl.program_id(0))[:, None] * K + k[None, :]
+    if MISTAKE == "overflows":
+        mask = mask & ((t * 2**26)[:, None] >= 0)
     if MISTAKE == "writes an input":
         tl.store(x + cells, tile, mask=mask)
     if MISTAKE == "reads an output":
