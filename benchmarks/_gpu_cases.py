@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 import zlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,14 +28,15 @@ class Shape(NamedTuple):
         return "x".join(map(str, self))
 
 
+# Those that tell most first.
 SHAPES = (
-    Shape(8, 256, 16, 128),
-    Shape(8, 1024, 16, 64),
-    Shape(4, 2048, 16, 128),
-    Shape(8, 2048, 32, 256),
-    Shape(1, 8192, 96, 128),
     Shape(2, 16384, 16, 128),
+    Shape(1, 8192, 96, 128),
+    Shape(4, 2048, 16, 128),
+    Shape(8, 1024, 16, 64),
+    Shape(8, 2048, 32, 256),
     Shape(1, 131072, 16, 128),
+    Shape(8, 256, 16, 128),
 )
 DECODE = Shape(128, 1, 16, 128)
 
@@ -48,14 +50,12 @@ class Case(NamedTuple):
         an initial_state.
       shapes: Shape -> {name: (shape, kind)}, kind "token", "gate", "weight".
       flops: Shape -> matrix FLOPs of the chunked form, forward.
-      peer: name of the function of flash-linear-attention, None for none.
     """
 
     name: str
     run: Callable[[dict[str, Any], str | None], tuple[Any, Any]]
     shapes: Callable[[Shape], dict[str, tuple[tuple[int, ...], str]]]
     flops: Callable[[Shape], float]
-    peer: str | None = None
 
 
 def tokens(shape: Shape, gate: str | None = None):
@@ -122,28 +122,24 @@ CASES = (
         _named(ops.linear_attention),
         tokens,
         _attention_flops,
-        "linear_attn",
     ),
     Case(
         "retention",
         _named(ops.retention),
         tokens,
         _attention_flops,
-        "retention",
     ),
     Case(
         "simple_gla",
         _named(ops.gated_linear_attention),
         functools.partial(tokens, gate="head"),
         _attention_flops,
-        "simple_gla",
     ),
     Case(
         "gla",
         _named(ops.gated_linear_attention),
         functools.partial(tokens, gate="channel"),
         _attention_flops,
-        "gla",
     ),
     Case("ssd", _ssd, _ssd_shapes, _attention_flops),
     Case(
@@ -153,6 +149,11 @@ CASES = (
         lambda shape: 0.0,
     ),
 )
+
+
+def named(name: str) -> Case:
+    """The case of a name."""
+    return next(c for c in CASES if c.name == name)
 
 
 def shapes_of(case: Case, shape: Shape):
@@ -169,7 +170,7 @@ def shapes_of(case: Case, shape: Shape):
 
 
 def make_inputs(case: Case, shape: Shape, seed: int) -> dict[str, np.ndarray]:
-    """Arrays of a case in float32, as they are rounded for the device.
+    """Arrays of a case, in the dtypes in which they reach the operator.
 
     Cases of one shape share them.
     """
@@ -179,24 +180,74 @@ def make_inputs(case: Case, shape: Shape, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-# Gigabytes for the largest shape, some seconds to make, and six cases take them
-# one after another.
+# A quarter gigabyte in bfloat16 has no need of as many random numbers.
+_PERIOD = 2**22
+
+
+# Gigabytes for the largest shape, which six cases take one after another.
 @functools.lru_cache(maxsize=8)
 def _array(name: str, size: tuple[int, ...], kind: str, seed: int):
     rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
-    value = rng.standard_normal(size, np.float32)
+    value = rng.standard_normal(min(math.prod(size), _PERIOD), np.float32)
     if kind == "gate":
         value = -np.log1p(np.exp(-value - 3))
     elif kind == "step":
         value = 0.1 * np.log1p(np.exp(value))
-    elif kind == "token":
-        value = np.asarray(value.astype(jnp.bfloat16), np.float32)
-    return value
+    return np.resize(value.astype(dtype_of(kind)), size)
 
 
 def dtype_of(kind: str) -> Any:
     """In which dtype an input of a kind reaches the operator."""
     return jnp.bfloat16 if kind == "token" else jnp.float32
+
+
+def structs(case: Case, shape: Shape) -> list[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a case's arrays, in order."""
+    return [
+        jax.ShapeDtypeStruct(size, dtype_of(kind))
+        for size, kind in shapes_of(case, shape).values()
+    ]
+
+
+def functions(
+    case: Case, shape: Shape, implementation: str
+) -> tuple[Callable, Callable]:
+    """What is timed, as functions of a case's arrays in order.
+
+    Args:
+      case: the operator.
+      shape: at T = 1 a decode step, which gives its state too.
+      implementation: as of the operator.
+
+    Returns:
+      (forward, both): `both` takes the cotangent of y in front of the arrays,
+      and returns y and all gradients.
+    """
+    names = tuple(shapes_of(case, shape))
+
+    def forward(*given):
+        made = case.run(dict(zip(names, given, strict=True)), implementation)
+        return made if shape.length == 1 else made[0]
+
+    def both(y_bar, *given):
+        y, back = jax.vjp(forward, *given)
+        return y, *back(y_bar)
+
+    return forward, both
+
+
+def make_bar(case: Case, shape: Shape) -> np.ndarray:
+    """The cotangent of y, which bfloat16 holds exactly."""
+    size = out_shape(case, shape)
+    return np.resize((np.arange(64) * 37 % 64 - 32) / 64, size).astype(
+        jnp.bfloat16
+    )
+
+
+def out_shape(case: Case, shape: Shape) -> tuple[int, ...]:
+    """Of y."""
+    shapes = case.shapes(shape)
+    return shapes["x" if "x" in shapes else "v"][0]
 
 
 def moved_bytes(case: Case, shape: Shape, both: bool) -> float:

@@ -27,8 +27,10 @@ class Row(NamedTuple):
       both_roofline: likewise.
       ratio: the peer's both_ms over this one's (forward without gradients).
       temporary_mib: of the gradient's program beside inputs and outputs.
-      compile_seconds: of both programs.
-      error: largest error against float64 over the largest value.
+      peak_mib: of the same program, with them.
+      compile_seconds: of both programs; of a peer to its first results.
+      error: largest error of y against float64 over its largest value.
+      gradient_error: likewise, the largest of all gradients.
       note: why something was not measured.
     """
 
@@ -41,8 +43,10 @@ class Row(NamedTuple):
     both_roofline: float | None = None
     ratio: float | None = None
     temporary_mib: float | None = None
+    peak_mib: float | None = None
     compile_seconds: float | None = None
     error: float | None = None
+    gradient_error: float | None = None
     note: str = ""
 
 
@@ -130,7 +134,8 @@ def geometric_mean(values: Sequence[float]) -> float | None:
 
 _HEADER = (
     f"{'operator':20}{'BxTxHxD':>17}{'by':>11}{'fwd ms':>9}{'roof':>6}"
-    f"{'both ms':>9}{'roof':>6}{'ratio':>7}{'MiB':>8}{'compile':>8}{'error':>9}"
+    f"{'both ms':>9}{'roof':>6}{'ratio':>7}{'MiB':>8}{'compile':>8}"
+    f"{'error':>9}{'grads':>9}"
 )
 
 
@@ -144,11 +149,50 @@ def lines(rows: Sequence[Row]) -> list[str]:
             f"{_number(r.forward_roofline, 6, '.0%')}"
             f"{_number(r.both_ms, 9, '.3f')}"
             f"{_number(r.both_roofline, 6, '.0%')}"
-            f"{_number(r.ratio, 7, '.2f')}{_number(r.temporary_mib, 8, '.0f')}"
+            f"{_number(r.ratio, 7, '.2f')}{_number(r.peak_mib, 8, '.0f')}"
             f"{_number(r.compile_seconds, 8, '.1f')}"
-            f"{_number(r.error, 9, '.1e')}" + (f"  {r.note}" if r.note else "")
+            f"{_number(r.error, 9, '.1e')}"
+            f"{_number(r.gradient_error, 9, '.1e')}"
+            + (f"  {r.note}" if r.note else "")
         )
     return printed
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """A line for each operator and shape, with our time and our peers'.
+
+    Of both ways, or of forward alone where there is no other.  Ours is the
+    kernel's, where there is one.
+    """
+    by: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        if row.error is None:
+            by.setdefault((row.operator, row.shape), {})[row.contender] = row
+    printed = [
+        f"{'operator':20}{'BxTxHxD':>17}{'ours ms':>10}{'roof':>6}"
+        f"{'fla':>9}{'ratio':>7}{'xla':>9}{'ratio':>7}"
+    ]
+    names = [operator for operator, _ in by]
+    for (operator, shape), found in sorted(
+        by.items(), key=lambda item: names.index(item[0][0])
+    ):
+        ours = found.get("triton", found.get("xla"))
+        if ours is None or ours.forward_ms is None:
+            continue
+        line = (
+            f"{operator:20}{shape:>17}{_number(_last(ours), 10, '.3f')}"
+            f"{_number(ours.both_roofline or ours.forward_roofline, 6, '.0%')}"
+        )
+        for peer in ("fla", "xla"):
+            theirs = _last(found[peer]) if peer in found else None
+            ratio = theirs / _last(ours) if theirs else None
+            line += _number(theirs, 9, ".3f") + _number(ratio, 7, ".2f")
+        printed.append(line)
+    return printed
+
+
+def _last(row: Row) -> Any:
+    return row.both_ms or row.forward_ms
 
 
 def _number(value: float | None, width: int, form: str) -> str:

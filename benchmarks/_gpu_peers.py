@@ -1,45 +1,114 @@
 # pyright: reportMissingImports=false
-"""Peers through torch on the same GPU, skipped where they are not installed."""
+"""Peers through torch on the same GPU, skipped where they are not installed.
 
-from collections.abc import Callable
+flash-linear-attention's layout is ours, [B, T, H, D], its gates are natural
+logarithms, its default scale is K**-0.5, and it returns (y, state).
+"""
+
+from collections.abc import Callable, Sequence
 import importlib
-from typing import Any
+import inspect
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-# Name of the case's peer -> (module, function, our name of its gate).
-_FLA = {
-    "linear_attn": ("fla.ops.linear_attn", "chunk_linear_attn", None),
-    "retention": ("fla.ops.retention", "chunk_retention", None),
-    "simple_gla": ("fla.ops.simple_gla", "chunk_simple_gla", "log_decay"),
-    "gla": ("fla.ops.gla", "chunk_gla", "log_decay"),
+
+class _Peer(NamedTuple):
+    """A function that stands against a case.
+
+    Attributes:
+      module: that has it.
+      chunk: its name.
+      step: name of that for one token, "" for none.
+      gate: what `chunk` calls our log_decay.
+      step_gate: what `step` calls it.
+      options: of `chunk`.
+    """
+
+    module: str
+    chunk: str
+    step: str = ""
+    gate: str = ""
+    step_gate: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+# By name of the case.
+PEERS = {
+    "linear_attention": _Peer(
+        "fla.ops.linear_attn",
+        "chunk_linear_attn",
+        "fused_recurrent_linear_attn",
+        options=(("normalize", False),),  # the default divides
+    ),
+    "retention": _Peer(
+        "fla.ops.retention", "chunk_retention", "fused_recurrent_retention"
+    ),
+    "simple_gla": _Peer(
+        "fla.ops.simple_gla",
+        "chunk_simple_gla",
+        "fused_recurrent_simple_gla",
+        "g",
+        "g",
+    ),
+    "gla": _Peer("fla.ops.gla", "chunk_gla", "fused_recurrent_gla", "g", "gk"),
+    "short_convolution": _Peer(
+        "fla.modules.convolution",
+        "causal_conv1d",
+        options=(("activation", "silu"),),
+    ),
 }
-# Whose output is normalised unless told otherwise.
-_OPTIONS = {"linear_attn": {"normalize": False}}
 
 
-def why_not(peer: str) -> str | None:
+class Starts(NamedTuple):
+    """What `_gpu_measure.median_ms` calls.
+
+    Attributes:
+      forward: starts call number i of y alone.
+      both: of y and all gradients.
+      wait: waits for all.
+      peak_bytes: of one call with gradients, inputs counted once.
+    """
+
+    forward: Callable[[int], Any]
+    both: Callable[[int], Any]
+    wait: Callable[[Any], Any]
+    peak_bytes: Callable[[], int]
+
+
+def why_not(name: str, step: bool = False) -> str | None:
     """Why a peer cannot run here, or None.
 
     Args:
-      peer: "sdpa" for torch's softmax attention, else a name of the case table.
+      name: "sdpa" for torch's softmax attention, else a name of the case table.
+      step: of one token that reads and writes a state.
     """
+    if name != "sdpa":
+        if name not in PEERS:
+            return "flash-linear-attention has none"
+        if step and not PEERS[name].step:
+            return "its step is not called here"
     try:
         torch = importlib.import_module("torch")
         if not torch.cuda.is_available():
             return "this torch has no CUDA"
-        if peer != "sdpa":
-            module, function, _ = _FLA[peer]
-            getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, KeyError) as error:
+        if name != "sdpa":
+            _function(PEERS[name], step)
+    except Exception as error:  # whatever a broken installation raises
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def call(peer: str) -> Callable[..., Any]:
+def _function(peer: _Peer, step: bool) -> Callable[..., Any]:
+    module = importlib.import_module(peer.module)
+    return getattr(module, peer.step if step else peer.chunk)
+
+
+def call(name: str, step: bool = False) -> Callable[..., Any]:
     """The peer as a function of tensors by our names, in our layout."""
     torch = importlib.import_module("torch")
-    if peer == "sdpa":
+    if name == "sdpa":
 
         def attention(q, k, v):
             q, k, v = (a.transpose(1, 2) for a in (q, k, v))
@@ -49,50 +118,105 @@ def call(peer: str) -> Callable[..., Any]:
             return y.transpose(1, 2)
 
         return attention
-    module, name, gate = _FLA[peer]
-    function = getattr(importlib.import_module(module), name)
+    peer = PEERS[name]
+    function = _function(peer, step)
+    options = {} if step else dict(peer.options)
+    if step:
+        options["output_final_state"] = True
+    known = inspect.signature(function).parameters
+    if "head_first" in known and known["head_first"].default:
+        options["head_first"] = False  # releases up to 0.1
+    gate = peer.step_gate if step else peer.gate
 
-    def run(q, k, v, **rest):
-        extra = {} if gate is None else {"g": rest[gate]}
-        return function(q, k, v, **extra, **_OPTIONS.get(peer, {}))[0]
+    def run(**given):
+        if "log_decay" in given:
+            given[gate] = given.pop("log_decay")
+        made = function(**given, **options)
+        return made if step else made[0]
 
     return run
 
 
-def tensors(arrays: dict[str, np.ndarray], tokens: set[str]) -> dict[str, Any]:
-    """Arrays on the GPU, `tokens` in bfloat16; all take gradients."""
+def tensor(value: np.ndarray) -> Any:
+    """An array on the GPU, bit for bit."""
     torch = importlib.import_module("torch")
+    value = np.ascontiguousarray(value)
+    if value.dtype != jnp.bfloat16:
+        return torch.from_numpy(value).cuda()
+    bits = torch.from_numpy(value.view(np.int16))
+    return bits.cuda().view(torch.bfloat16)
+
+
+def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A case's arrays on the GPU, in the peer's layout; all take gradients."""
     made = {}
     for name, value in arrays.items():
-        tensor = torch.from_numpy(value).cuda()
-        if name in tokens:
-            tensor = tensor.to(torch.bfloat16)
-        made[name] = tensor.detach().requires_grad_()
+        if name == "weight":
+            value = value.T  # [D, W], weight[:, -1] meets the current token
+        made[name] = tensor(value).requires_grad_()
     return made
 
 
+def values(
+    name: str, arrays: dict[str, np.ndarray], y_bar: np.ndarray
+) -> list[np.ndarray]:
+    """y and all gradients, in our layout."""
+    torch = importlib.import_module("torch")
+    given = tensors(arrays)
+    y = call(name)(**given)
+    bars = torch.autograd.grad(y, list(given.values()), tensor(y_bar))
+    made = [a.detach().float().cpu().numpy() for a in (y, *bars)]
+    names = ["y", *arrays]
+    return [
+        a.T if n == "weight" else a for n, a in zip(names, made, strict=True)
+    ]
+
+
 def starts(
-    peer: str, inputs: list[dict[str, Any]]
-) -> tuple[Callable[[int], Any], Callable[[int], Any], Callable[[Any], Any]]:
-    """(forward alone, forward and backward, wait) for `_gpu_measure.median_ms`.
+    name: str,
+    inputs: Sequence[dict[str, np.ndarray]],
+    y_bar: np.ndarray,
+    step: bool = False,
+) -> Starts:
+    """What is timed, after one call of each has compiled and tuned it.
 
     Args:
-      peer: as in `call`.
-      inputs: copies of the inputs that take turns.
+      name: as in `why_not`.
+      inputs: copies of the arrays, which take turns.
+      y_bar: cotangent of y.
+      step: as in `why_not`.
     """
     torch = importlib.import_module("torch")
-    run = call(peer)
-    bar = torch.ones_like(inputs[0]["v"])
+    torch.cuda.empty_cache()
+    run = call(name, step)
+    given = [tensors(arrays) for arrays in inputs]
+    bar = tensor(y_bar)
 
     def forward(i):
         with torch.no_grad():
-            return run(**inputs[i % len(inputs)])
+            return run(**given[i % len(given)])
 
     def both(i):
-        given = inputs[i % len(inputs)]
-        return torch.autograd.grad(run(**given), list(given.values()), bar)
+        some = given[i % len(given)]
+        y = run(**some)
+        return y, torch.autograd.grad(y, list(some.values()), bar)
 
     def wait(_):
         torch.cuda.synchronize()
 
-    return forward, both, wait
+    def peak_bytes():
+        wait(None)
+        torch.cuda.reset_peak_memory_stats()
+        both(0)
+        wait(None)
+        others = sum(
+            t.numel() * t.element_size()
+            for some in given[1:]
+            for t in some.values()
+        )
+        return torch.cuda.max_memory_allocated() - others
+
+    wait(forward(0))
+    if not step:
+        wait(both(0))
+    return Starts(forward, both, wait, peak_bytes)

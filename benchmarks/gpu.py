@@ -3,20 +3,27 @@ r"""Operators on one CUDA GPU: kernels, plain JAX, and peers, in one process.
     python -m benchmarks.gpu --out=results.json
     python -m benchmarks.gpu --ops=gla,ssd --seconds=120
 
-First correctness: each kernel against float64 on the host, at a short shape.
-Then speed, T from 256 to 131072 and a decode step, bfloat16: fwd is y alone,
-both is y and all gradients, medians of many batches of calls over inputs that
-take turns in more memory than the cache holds. roof: the least possible time
-(bytes over the measured bandwidth, or FLOPs over the measured matmul rate) over
-this one's. ratio: the peer's time over this one's, the peer being
+First correctness: y and all gradients against float64 on the host, at a short
+shape.  Then speed, T from 256 to 131072 and a decode step, bfloat16: fwd is y
+alone, both is y and all gradients, medians of many batches of calls over inputs
+that take turns in more memory than the cache holds.  roof: the least possible
+time (bytes over the measured bandwidth, or FLOPs over the measured matmul rate)
+over this one's.  ratio: the peer's time over this one's, the peer being
 flash-linear-attention through torch where it is installed, else plain JAX.
-Softmax attention (cuDNN's through JAX, torch's) stands beside as a line. A last
-block times one small kernel through each launcher. Without a GPU it refuses.
+Softmax attention (cuDNN's through JAX, torch's) stands beside as a line, and
+one small kernel is timed through each launcher.
+
+Rows come in the order of what they tell: kernels, peers, plain JAX.  Each is in
+the file as soon as it is made, and what there is no time left for says so.
+Kernels are compiled in processes beside this one.  Without a GPU it refuses.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent import futures
+import functools
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import sys
@@ -26,20 +33,19 @@ from typing import Any
 from absl import app
 from absl import flags
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from benchmarks import _gpu_cases
 from benchmarks import _gpu_measure
-from benchmarks import _gpu_peers
+from benchmarks import _gpu_rows
+from benchmarks import _gpu_workers
 from seqjax.ops import _dispatch
 from seqjax.training import provenance
 from seqjax_kernels import launch
-from seqjax_kernels.pointwise import norm
 
 EXIT_NO_GPU = 2
 _SHORT = _gpu_cases.Shape(1, 320, 2, 64)
-_LAUNCHED = ("direct", "jax_triton")
+_SEED = 0
+_MOST_WAITED = 60.0  # seconds for kernels to be compiled, before any is timed
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -50,7 +56,11 @@ _PACKAGES = (
     "flash-linear-attention",
 )
 
+Case = _gpu_cases.Case
 Row = _gpu_measure.Row
+Shape = _gpu_cases.Shape
+# A row to make, and what it is where it cannot be made.
+Job = tuple[Callable[[], Row], Row]
 
 
 def why_not() -> str | None:
@@ -85,260 +95,165 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def measure_roofline() -> _gpu_measure.Roofline:
-    """Bytes a second of a copy, FLOPs a second of a bfloat16 product."""
-    size = 2**28
-    x = jnp.zeros(size, jnp.float32)
-    copy = jax.jit(lambda x: x + 1).lower(x).compile()
-    seconds = _time(copy, [(x,)]) / 1e3
-    bandwidth = 2 * 4 * size / seconds
-    a = jnp.ones((8192, 8192), jnp.bfloat16)
-    product = jax.jit(jnp.matmul).lower(a, a).compile()
-    return _gpu_measure.Roofline(
-        bandwidth, 2 * 8192**3 / (_time(product, [(a, a)]) / 1e3)
-    )
+def implementations(case: Case, decode: bool = False) -> tuple[str, ...]:
+    """The kernel, if the operator has one, and plain JAX.
+
+    Kernels of the additive rule are of the chunk form, and have no step.
+    """
+    if decode and case.name != "short_convolution":
+        return ("xla",)
+    name = case.name
+    function = "gated_linear_attention" if "gla" in name else name
+    table = _dispatch.IMPLEMENTATIONS[function]
+    return tuple(n for n in ("triton", "xla") if n in table)
 
 
-def _time(compiled, inputs: list[tuple]) -> float:
-    return _gpu_measure.median_ms(
-        lambda i: compiled(*inputs[i % len(inputs)]), jax.block_until_ready
-    )
+class Bench:
+    """The rows of some cases, as jobs in order."""
 
-
-def _compiled(run: Callable, inputs: Sequence[Any]):
-    start = time.perf_counter()
-    program = jax.jit(run).lower(*inputs).compile()
-    return program, time.perf_counter() - start
-
-
-def errors(case: _gpu_cases.Case, implementation: str) -> float:
-    """Largest error against float64 on the host, over the largest value."""
-    arrays = _gpu_cases.make_inputs(case, _SHORT, seed=0)
-    kinds = {n: k for n, (_, k) in _gpu_cases.shapes_of(case, _SHORT).items()}
-    given = {
-        n: jnp.asarray(a, _gpu_cases.dtype_of(kinds[n]))
-        for n, a in arrays.items()
-    }
-    found = np.asarray(
-        jax.jit(lambda **a: case.run(a, implementation)[0])(**given),
-        np.float64,
-    )
-    with (
-        jax.enable_x64(True),
-        jax.default_device(jax.local_devices(backend="cpu")[0]),
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        roofline: _gpu_measure.Roofline,
+        pool: futures.Executor,
+        end: float,
     ):
-        wide = {n: np.asarray(a, np.float64) for n, a in arrays.items()}
-        y, _ = case.run(jax.tree.map(jnp.asarray, wide), "xla")
-        exact = np.asarray(y)
-    return float(np.abs(found - exact).max() / np.abs(exact).max())
-
-
-def measure(
-    case: _gpu_cases.Case,
-    shape: _gpu_cases.Shape,
-    implementation: str,
-    roofline: _gpu_measure.Roofline,
-) -> Row:
-    """One operator in JAX at one shape."""
-    kinds = _gpu_cases.shapes_of(case, shape)
-    arrays = _gpu_cases.make_inputs(case, shape, seed=1)
-    total = sum(a.nbytes for a in arrays.values())
-    inputs = [
-        tuple(
-            jnp.asarray(arrays[n], _gpu_cases.dtype_of(kind))
-            for n, (_, kind) in kinds.items()
-        )
-        for _ in range(_gpu_measure.copies(total / 2))
-    ]
-
-    def forward(*given) -> Any:
-        made = case.run(dict(zip(kinds, given, strict=True)), implementation)
-        return made if shape.length == 1 else made[0]
-
-    def both(*given):
-        y, back = jax.vjp(forward, *given)
-        return back(jnp.ones_like(y))
-
-    program, seconds = _compiled(forward, inputs[0])
-    forward_ms = _time(program, inputs)
-    row = Row(
-        case.name,
-        str(shape),
-        implementation,
-        forward_ms,
-        forward_roofline=_share(case, shape, False, roofline, forward_ms),
-        compile_seconds=seconds,
-    )
-    if shape.length == 1:  # decode
-        return row
-    program, more = _compiled(both, inputs[0])
-    both_ms = _time(program, inputs)
-    memory = program.memory_analysis()
-    return row._replace(
-        both_ms=both_ms,
-        both_roofline=_share(case, shape, True, roofline, both_ms),
-        compile_seconds=seconds + more,
-        temporary_mib=memory.temp_size_in_bytes / 2**20,
-    )
-
-
-def _share(case, shape, both, roofline, milliseconds) -> float:
-    least = roofline.milliseconds(
-        _gpu_cases.moved_bytes(case, shape, both),
-        _gpu_cases.needed_flops(case, shape, both),
-    )
-    return least / milliseconds
-
-
-def measure_peer(
-    operator: str, peer: str, arrays: dict[str, np.ndarray], kinds, shape
-) -> Row:
-    """A peer through torch at one shape."""
-    contender = "sdpa" if peer == "sdpa" else "fla"
-    row = Row(operator, str(shape), contender)
-    reason = _gpu_peers.why_not(peer)
-    if reason is not None:
-        return row._replace(note=reason)
-    tokens = {n for n, (_, kind) in kinds.items() if kind == "token"}
-    total = sum(a.nbytes for a in arrays.values())
-    copies = [
-        _gpu_peers.tensors(arrays, tokens)
-        for _ in range(_gpu_measure.copies(total / 2))
-    ]
-    forward, both, wait = _gpu_peers.starts(peer, copies)
-    return row._replace(
-        forward_ms=_gpu_measure.median_ms(forward, wait),
-        both_ms=_gpu_measure.median_ms(both, wait),
-    )
-
-
-def measure_softmax(shape: _gpu_cases.Shape) -> list[Row]:
-    """Causal softmax attention of others, as a line to compare with."""
-    case = _gpu_cases.Case(
-        "softmax",
-        lambda a, how: (_cudnn(**a), None),
-        _gpu_cases.tokens,
-        lambda s: 0.0,
-    )
-    rows = []
-    infinite = _gpu_measure.Roofline(float("inf"), float("inf"))
-    rows.append(_tried(measure, case, shape, "cudnn", infinite))
-    arrays = _gpu_cases.make_inputs(case, shape, seed=1)
-    kinds = case.shapes(shape)
-    rows.append(_tried(measure_peer, "softmax", "sdpa", arrays, kinds, shape))
-    return [r._replace(forward_roofline=None, both_roofline=None) for r in rows]
-
-
-def _cudnn(q, k, v):
-    return jax.nn.dot_product_attention(
-        q, k, v, is_causal=True, implementation="cudnn"
-    )
-
-
-def measure_launchers() -> list[Row]:
-    """One kernel of a few microseconds, through each launcher."""
-    shape = _gpu_cases.Shape(1, 256, 16, 128)
-    x = jnp.ones(shape, jnp.bfloat16)
-    weight = jnp.ones(shape.width, jnp.float32)
-    rows = []
-    for launcher in _LAUNCHED:
-
-        def run(x, weight, launcher=launcher):
-            for _ in range(8):  # a program that a CUDA graph would hold
-                x = norm.gated_rms_norm(x, x, weight, launcher=launcher)
-            return x
-
-        def timed(run=run, launcher=launcher):
-            program, seconds = _compiled(run, (x, weight))
-            return Row(
-                "8 gated norms",
-                str(shape),
-                launcher,
-                _time(program, [(x, weight)]),
-                compile_seconds=seconds,
+        """Starts what needs no GPU; at `end` nothing is waited for any more."""
+        self._cases, self._roofline, self._end = cases, roofline, end
+        self._made: tuple[Any, dict[str, futures.Future]] = (None, {})
+        kind = jax.devices()[0].device_kind
+        self._exact = {
+            c.name: pool.submit(_gpu_workers.exact, c.name, _SHORT, _SEED)
+            for c in cases
+        }
+        self._kernels = {
+            (c.name, shape): pool.submit(
+                _gpu_workers.compile_kernels, c.name, shape, kind
             )
+            for shape in (_SHORT, *_gpu_cases.SHAPES, _gpu_cases.DECODE)
+            for c in cases
+            if "triton" in implementations(c, shape.length == 1)
+        }
 
-        rows.append(_tried(timed, name="8 gated norms", by=launcher))
-    return rows
+    def jobs(self) -> list[Job]:
+        """All rows, those that tell most first."""
+        shapes, decode = _gpu_cases.SHAPES, _gpu_cases.DECODE
+        made = self._ours("triton")
+        for case in self._cases:
+            for how in implementations(case, decode=True):
+                made.append(self._job(self._measure, case, decode, how))
+        for launcher in _gpu_rows.LAUNCHERS:
+            run = functools.partial(_gpu_rows.measure_launcher, launcher)
+            made.append((run, Row("8 gated norms", "1x256x16x128", launcher)))
+        for case in self._cases:
+            made.append(self._job(self._errors, case, _SHORT, "fla"))
+        for shape in (*shapes, decode):
+            made += [self._peer(case, shape) for case in self._cases]
+        for shape in shapes:
+            run = functools.partial(_gpu_rows.measure_cudnn, shape)
+            made.append((run, Row("softmax", str(shape), "cudnn")))
+            made.append(self._peer(_gpu_rows.SOFTMAX, shape, "sdpa"))
+        return made + self._ours("xla")
 
+    def _ours(self, how) -> list[Job]:
+        made = [self._job(self._errors, c, _SHORT, how) for c in self._cases]
+        for shape in _gpu_cases.SHAPES:
+            for case in self._cases:
+                made.append(self._job(self._measure, case, shape, how))
+        return made
 
-def _tried(function, *args, name: str = "", by: str = "") -> Row:
-    """A row, or one that says why there is none: memory, or a refusal."""
-    try:
-        return function(*args)
-    except Exception as error:  # one row must not cost all others
-        case, shape = (args + ("", ""))[:2]
-        return Row(
-            name or getattr(case, "name", str(case)),
-            str(shape),
-            by or next((a for a in args[2:] if isinstance(a, str)), ""),
-            note=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}",
+    def _job(self, function, case, shape, how) -> Job:
+        run = functools.partial(function, case, shape, how)
+        return run, Row(case.name, str(shape), how)
+
+    def _peer(self, case, shape, name="") -> Job:
+        run = functools.partial(
+            _gpu_rows.measure_peer, name or case.name, case, shape
         )
+        return run, Row(case.name, str(shape), name or "fla")
+
+    def _errors(self, case, shape, how) -> Row:
+        exact = self._exact[case.name].result()
+        program = None
+        if how != "fla":
+            self._kernel_seconds(case, shape, how)
+            program = self._programs(case, shape, how)[-1]
+        return _gpu_rows.errors(case, shape, how, exact, _SEED, program)
+
+    def _measure(self, case, shape, how) -> Row:
+        # What compiles beside it would take time from what is timed.
+        futures.wait(self._kernels.values(), self._left(_MOST_WAITED))
+        seconds = self._kernel_seconds(case, shape, how)
+        made = self._programs(case, shape, how)
+        return _gpu_rows.measure(
+            case, shape, how, self._roofline, made, seconds
+        )
+
+    def _kernel_seconds(self, case, shape, how) -> float:
+        if how != "triton":
+            return 0.0
+        try:
+            return self._kernels[case.name, shape].result(self._left())
+        except Exception:  # then they are compiled here, or it is said here
+            return 0.0
+
+    def _programs(self, case, shape, how) -> list[_gpu_rows.Program]:
+        """Of a case; those of all cases at a shape are compiled together."""
+        key = shape, how
+        if self._made[0] != key:
+            step = shape.length == 1
+            cases = [c for c in self._cases if how in implementations(c, step)]
+            made = _gpu_rows.compile_all(cases, shape, how)
+            self._made = key, made
+            futures.wait(made.values(), self._left())
+        return self._made[1][case.name].result(0)
+
+    def _left(self, most: float = float("inf")) -> float:
+        return min(most, max(0.0, self._end - time.monotonic()))
 
 
 def run(
-    names: Sequence[str], seconds: float, path: pathlib.Path | None
+    names: Sequence[str],
+    seconds: float,
+    path: pathlib.Path | None,
+    workers: Callable[[], futures.Executor] = _gpu_workers.start,
 ) -> list[Row]:
-    """Measures within a time, prints the table last, writes JSON as it goes."""
+    """Measures within a time, writes JSON as it goes, prints the table last."""
     end = time.monotonic() + seconds
-    roofline = measure_roofline()
-    rows: list[Row] = []
-
-    def add(new: Sequence[Row]) -> None:
-        rows.extend(new)
-        for row in new:
-            print(_gpu_measure.lines([row])[1], flush=True)
-        if path is not None:
-            data = {
-                "about": about(roofline),
-                "rows": [r._asdict() for r in _rated(rows)],
-            }
-            path.write_text(json.dumps(data, indent=1) + "\n")
-
     cases = [c for c in _gpu_cases.CASES if c.name in names]
-    for case in cases:
-        for how in _implementations(case.name):
-            row = Row(case.name, str(_SHORT), how)
-            found = _tried(
-                lambda c=case, h=how, r=row: r._replace(error=errors(c, h)),
-                name=case.name,
-                by=how,
-            )
-            add([found])
-    add(measure_launchers())
-    for shape in (*_gpu_cases.SHAPES, _gpu_cases.DECODE):
-        if shape.length > 1:
-            add(measure_softmax(shape))
-        for case in cases:
+    rows: list[Row] = []
+    pool = workers()
+    try:
+        roofline = _gpu_rows.measure_roofline()
+        head = about(roofline)
+        bench = Bench(cases, roofline, pool, end)
+        for make, otherwise in bench.jobs():
             if time.monotonic() > end:
-                add([Row(case.name, str(shape), "-", note="out of time")])
-                continue
-            for how in _implementations(case.name, decode=shape.length == 1):
-                add([_tried(measure, case, shape, how, roofline)])
-            if case.peer is not None and shape.length > 1:
-                arrays = _gpu_cases.make_inputs(case, shape, seed=1)
-                kinds = case.shapes(shape)
-                add(
-                    [
-                        _tried(
-                            measure_peer,
-                            case.name,
-                            case.peer,
-                            arrays,
-                            kinds,
-                            shape,
-                        )  # fmt: skip
-                    ]
-                )
-    rows = _rated(rows)
-    print("\n".join(_gpu_measure.lines(rows)))
+                row = otherwise._replace(note="out of time")
+            else:
+                row = _gpu_rows.tried(make, otherwise=otherwise)
+                print(_gpu_measure.lines([row])[1], flush=True)
+            rows.append(row)
+            if path is not None:
+                _write(path, head, rows)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    print("\n".join(_gpu_measure.summary(rows)))
     for peer in ("fla", "xla"):
         rated = _gpu_measure.with_ratios(rows, peer)
         values = [r.ratio for r in rated if r.contender == "triton" and r.ratio]
         mean = _gpu_measure.geometric_mean(values)
         if mean is not None:
             print(f"kernels over {peer}, geometric mean: {mean:.2f}")
-    return rows
+    return _rated(rows)
+
+
+def _write(path: pathlib.Path, head: dict[str, Any], rows: list[Row]) -> None:
+    """In one step: whoever stops the benchmark finds a whole file."""
+    data = {"about": head, "rows": [r._asdict() for r in _rated(rows)]}
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(data, indent=1) + "\n")
+    part.replace(path)
 
 
 def _rated(rows: list[Row]) -> list[Row]:
@@ -351,22 +266,12 @@ def _rated(rows: list[Row]) -> list[Row]:
     ]
 
 
-def _implementations(name: str, decode: bool = False) -> tuple[str, ...]:
-    """The kernel, if the operator has one, and plain JAX.
-
-    Kernels of the additive rule are of the chunk form, and have no step.
-    """
-    if decode and name != "short_convolution":
-        return ("xla",)
-    function = "gated_linear_attention" if "gla" in name else name
-    table = _dispatch.IMPLEMENTATIONS[function]
-    return tuple(n for n in ("triton", "xla") if n in table)
-
-
 _OPS = flags.DEFINE_list(
     "ops", [c.name for c in _gpu_cases.CASES], "Operators, by name."
 )
-_SECONDS = flags.DEFINE_float("seconds", 420.0, "Time for the speed rows.")
+_SECONDS = flags.DEFINE_float(
+    "seconds", 420.0, "No row is begun after this many seconds."
+)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 
@@ -380,12 +285,16 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(
             f"--ops: unknown {', '.join(unknown)}; known are {', '.join(known)}"
         )
+    # Else JAX takes most of the memory for itself, and torch finds none.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     reason = why_not()
     if reason is not None:
         print(reason, file=sys.stderr)
         sys.exit(EXIT_NO_GPU)
     path = None if _OUT.value is None else pathlib.Path(_OUT.value)
     run(_OPS.value, _SECONDS.value, path)
+    sys.stdout.flush()
+    os._exit(0)  # else it waits for compilations that came too late
 
 
 if __name__ == "__main__":

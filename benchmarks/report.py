@@ -41,6 +41,7 @@ def draw(
     from matplotlib import figure
 
     shapes = list(dict.fromkeys(s for t in by.values() for s in t))
+    shapes.sort(key=lambda shape: int(shape.split("x")[1]))  # by T
     page = figure.Figure(
         figsize=(2 + _WIDTH_OF_SHAPE * len(shapes), _HEIGHT),
         layout="constrained",

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from benchmarks import _gpu_cases
 from benchmarks import _gpu_measure
 from benchmarks import _gpu_peers
+from benchmarks import _gpu_rows
 from benchmarks import gpu
 from benchmarks import report
 from tests import _tree
@@ -101,8 +103,13 @@ def test_cases_run(name):
     assert list(arrays) == list(kinds)
     y, _ = case.run(arrays, "xla")
     assert y.size == 1 * 8 * 2 * 4 and np.isfinite(np.asarray(y)).all()
+    assert y.shape == _gpu_cases.out_shape(case, shape)
     assert (arrays.get("log_decay", np.zeros(1)) <= 0).all()
-    assert "xla" in gpu._implementations(name)
+    assert "xla" in gpu.implementations(case)
+    for array, struct in zip(
+        arrays.values(), _gpu_cases.structs(case, shape), strict=True
+    ):
+        assert (array.shape, array.dtype) == (struct.shape, struct.dtype)
     # Cases of a shape share their arrays.
     again = _gpu_cases.make_inputs(case, shape, seed=0)
     assert all(again[n] is arrays[n] for n in arrays)
@@ -133,7 +140,7 @@ def test_ratios():
 
 
 def test_lines():
-    row = Row("gla", "1x2x3x4", "triton", 1.5, 4.0, 0.5, None, 2.0, 8.0, 1.0)
+    row = Row("gla", "1x2x3x4", "triton", 1.5, 4.0, 0.5, None, 2.0, 8.0, 9.0)
     header, line, other = _gpu_measure.lines(
         [row, Row("gla", "1x2x3x4", "fla", note="no torch")]
     )
@@ -142,18 +149,136 @@ def test_lines():
 
 
 def test_peers_say_why_not():
-    for peer in ("gla", "sdpa"):
+    for peer in ("gla", "sdpa", *_gpu_peers.PEERS):
         reason = _gpu_peers.why_not(peer)
         assert reason is None or "torch" in reason or "fla" in reason
+    assert _gpu_peers.why_not("ssd") == "flash-linear-attention has none"
+    assert "step" in (_gpu_peers.why_not("short_convolution", True) or "")
+
+
+class Stand:
+    """What `_gpu_peers` needs of torch and of flash-linear-attention, in numpy.
+
+    The functions check how they are called, and return y = k + v.
+    """
+
+    def __init__(self, monkeypatch, old):
+        self.called = []
+
+        def chunk_simple_gla(q, k, v, g=None, scale=None, head_first=old):
+            self.called.append(dict(g=g, head_first=head_first))
+            return k + v, None
+
+        def causal_conv1d(x, weight, bias=None, activation=None):
+            self.called.append(dict(weight=weight, activation=activation))
+            return 2 * x, None
+
+        modules = {
+            "torch": self,
+            "fla.ops.simple_gla": types.SimpleNamespace(
+                chunk_simple_gla=chunk_simple_gla,
+                fused_recurrent_simple_gla=self.step,
+            ),
+            "fla.modules.convolution": types.SimpleNamespace(
+                causal_conv1d=causal_conv1d
+            ),
+        }
+        monkeypatch.setattr(
+            _gpu_peers.importlib, "import_module", modules.__getitem__
+        )
+        monkeypatch.setattr(_gpu_peers, "tensor", lambda a: Tensor(a))
+        self.cuda = types.SimpleNamespace(is_available=lambda: True)
+        self.autograd = types.SimpleNamespace(
+            grad=lambda y, given, bar: [a * 0 + 1 for a in given]
+        )
+
+    def step(self, q, k, v, g, initial_state, output_final_state):
+        assert output_final_state
+        return k + v, initial_state
+
+
+class Tensor(np.ndarray):
+    """An array that answers as a tensor would."""
+
+    def __new__(cls, array):
+        return np.asarray(array, np.float32).view(cls)
+
+    def same(self):
+        return self
+
+    requires_grad_ = detach = float = cpu = same
+
+    def numpy(self):
+        return np.asarray(self)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_peers_are_called_as_they_are_declared(monkeypatch, old):
+    stand = Stand(monkeypatch, old)
+    case, shape = CASES["simple_gla"], _gpu_cases.Shape(1, 8, 2, 4)
+    arrays = _gpu_cases.make_inputs(case, shape, seed=0)
+    assert _gpu_peers.why_not("simple_gla") is None
+    bar = _gpu_cases.make_bar(case, shape)
+    y, *bars = _gpu_peers.values("simple_gla", arrays, bar)
+    np.testing.assert_array_equal(
+        y, arrays["k"].astype(np.float32) + arrays["v"].astype(np.float32)
+    )
+    assert [b.shape for b in bars] == [a.shape for a in arrays.values()]
+    (called,) = stand.called
+    np.testing.assert_array_equal(called["g"], arrays["log_decay"])
+    assert called["head_first"] is False
+    step = _gpu_cases.make_inputs(case, shape._replace(length=1), seed=0)
+    _, state = _gpu_peers.call("simple_gla", True)(**_gpu_peers.tensors(step))
+    np.testing.assert_array_equal(state, step["initial_state"])
+
+
+def test_the_peer_of_the_convolution_has_its_weight_transposed(monkeypatch):
+    stand = Stand(monkeypatch, False)
+    case, shape = CASES["short_convolution"], _gpu_cases.Shape(1, 8, 2, 4)
+    arrays = _gpu_cases.make_inputs(case, shape, seed=0)
+    bar = _gpu_cases.make_bar(case, shape)
+    *_, weight_bar = _gpu_peers.values("short_convolution", arrays, bar)
+    (called,) = stand.called
+    assert called["activation"] == "silu" and called["weight"].shape == (8, 4)
+    np.testing.assert_array_equal(called["weight"].T, arrays["weight"])
+    assert weight_bar.shape == arrays["weight"].shape
+
+
+def test_a_cotangent_is_exact_in_bfloat16():
+    case = CASES["gla"]
+    bar = _gpu_cases.make_bar(case, SHAPE)
+    assert bar.shape == SHAPE and bar.dtype == "bfloat16"
+    assert sorted(np.unique(bar.astype(np.float64) * 64)) == list(
+        range(-32, 32)
+    )
 
 
 def test_a_failing_row_costs_only_itself():
     def fails():
         raise RuntimeError("out of memory\nwith details")
 
-    row = gpu._tried(fails, name="gla", by="triton")
+    row = _gpu_rows.tried(fails, otherwise=Row("gla", "a", "triton"))
     assert row.note == "RuntimeError: out of memory"
     assert (row.operator, row.contender) == ("gla", "triton")
+
+
+def test_the_last_table_is_short():
+    rows = [
+        Row("gla", "a", "triton", error=1e-3),
+        Row("gla", "a", "triton", 1.0, 4.0, 0.5, 0.25),
+        Row("gla", "a", "fla", 2.0, 6.0),
+        Row("gla", "a", "xla", note="out of time"),
+        Row("gla", "b", "triton", note="out of memory"),
+        Row("gla", "b", "xla", 2.0, 8.0),
+        Row("gla", "1", "xla", 0.5, forward_roofline=0.75),
+        Row("gla", "1", "fla", 1.0),
+    ]
+    _, first, step = _gpu_measure.summary(rows)
+    assert (
+        first.split()
+        == ["gla", "a", "4.000", "25%", "6.000", "1.50"] + ["-"] * 2
+    )
+    assert step.split()[:6] == ["gla", "1", "0.500", "75%", "1.000", "2.00"]
 
 
 def test_figures(tmp_path):
