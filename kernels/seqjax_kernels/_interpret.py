@@ -226,6 +226,7 @@ def _patch() -> None:
     _fix_bfloat16(builder, interpreter)
     _check_overflow(builder, interpreter)
     _patch_once(interpreter)
+    interpreter.ScanOps.generic_scan = _scan
 
 
 def _check_overflow(builder, interpreter) -> None:
@@ -250,6 +251,34 @@ def _check_overflow(builder, interpreter) -> None:
         return binary(self, lhs, rhs, op)
 
     builder.binary_op = binary_op
+
+
+def _scan(self, inputs) -> list:
+    """Runs and what lies behind them combined in a tree, as on a GPU.
+
+    The interpreter adds one element after another, so nothing would show that
+    a function is not associative, and takes a call for each.
+    """
+    arrays = [x.handle.data for x in inputs]
+    size = arrays[0].shape[self.axis]
+    # Along the axis, under any number of others.
+    index = np.arange(size).reshape((size,) + (1,) * (arrays[0].ndim - 1))
+    index = np.moveaxis(index, 0, self.axis)
+    step = 1
+    while step < size:
+        pairs = (
+            *(np.roll(x, step, self.axis) for x in arrays),
+            *arrays,
+        )
+        types = [x.dtype for x in inputs] * 2
+        made = self.combine_fn.fn(*map(self.to_tensor, pairs, types))
+        made = made if isinstance(made, tuple) else (made,)
+        arrays = [
+            np.where(index >= step, new.handle.data, old)
+            for new, old in zip(made, arrays, strict=True)
+        ]
+        step *= 2
+    return list(map(self.to_tensor, arrays, (x.dtype for x in inputs)))
 
 
 def _patch_once(interpreter) -> None:

@@ -1,6 +1,7 @@
 """Additive operators by kernels, whole, against their plain JAX form."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -114,22 +115,26 @@ def test_retention_mapped_and_scanned():
     )
 
 
-@pytest.mark.parametrize("check_vma", [False, True])
-def test_sharded(check_vma):
-    inputs = inputs_of(False)
+@pytest.mark.parametrize(
+    ("channels", "shards", "check_vma"),
+    [(False, (1, 2), False), (False, (1, 8), True), (True, (2, 2), True)],
+)
+def test_sharded(channels, shards, check_vma):
+    """Over rows and time, with initial and final state."""
+    inputs = inputs_of(channels)
     spec = jax.sharding.PartitionSpec
     mesh = jax.make_mesh(
-        (2,),
-        ("seq",),
-        axis_types=(jax.sharding.AxisType.Auto,),
-        devices=jax.devices()[:2],
+        shards,
+        ("rows", "time"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 2,
+        devices=jax.devices()[: math.prod(shards)],
     )
-    tokens = spec(None, "seq")
+    tokens, rows = spec("rows", "time"), spec("rows")
     run = jax.shard_map(
-        functools.partial(gated, "triton", "seq"),
+        functools.partial(gated, "triton", "time"),
         mesh=mesh,
-        in_specs=(tokens,) * 5 + (spec(),),
-        out_specs=(tokens, spec()),
+        in_specs=(tokens,) * 5 + (rows,),
+        out_specs=(tokens, rows),
         check_vma=check_vma,
     )
     found = both_ways(functools.partial(run, documents()), inputs)
