@@ -45,6 +45,9 @@ def run(
     """The additive rule by kernels; arguments of the form in plain JAX."""
     del form, precision  # chunk; the kernels settle theirs by the dtypes
     plan = Plan(chunk_size, float(scale), decay_gradient)
+    if problems.operand_of(q, k, v) == "bf16":
+        # Products round values to it: wider ones are only more to move.
+        v = v.astype(jnp.bfloat16)
     made: Any = _additive(plan, q, k, v, log_decay, starts, initial)
     y, state = made
     return y.astype(dtype), state

@@ -52,6 +52,15 @@ def convolution(
     return Tiles(rows, columns, tiles, 4)
 
 
+def plan(length: int, taps: int) -> tuple[int, int]:
+    """Tokens of a program that orders them, and places of one that plans.
+
+    The first walks over the whole row, in steps of as many.
+    """
+    tokens = min(2 * _CELLS, power_of_two(max(length, 16)))
+    return tokens, min(_CELLS // power_of_two(taps + 1), tokens)
+
+
 def norm(width: int, backward: bool = False) -> Tiles:
     """Tiles of rows of `width` cells, each normalised by itself.
 

@@ -77,7 +77,11 @@ def short_convolution(
 
 
 def make_plan(
-    segment_ids: jax.Array, taps: int, initial_ids: jax.Array | None = None
+    segment_ids: jax.Array,
+    taps: int,
+    initial_ids: jax.Array | None = None,
+    *,
+    launcher: str | None = None,
 ) -> Plan:
     """Where taps look among documents, with padding anywhere.
 
@@ -86,67 +90,54 @@ def make_plan(
       taps: W.
       initial_ids: int32 [B, W-1], ids of the initial state's entries, -2 for
         "the first document of the row", which None is for all.
+      launcher: as in `launch.call`.
 
     Returns:
       The plan.
     """
-    real = segment_ids != PADDING
-    scattered = jnp.any(~real[:, :-1] & real[:, 1:])
-    # Times that vary over whatever mesh axes the ids vary over, as sorting
-    # alone does not say.
-    times = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None] + 0 * real
-    # Real tokens moved together; where they stand so already, no sort.
-    order = jax.lax.cond(
-        scattered,
-        lambda real: jax.lax.sort(
-            (~real, times), dimension=1, is_stable=True, num_keys=1
-        )[1],
-        lambda real: times,
-        real,
-    )
-    rank = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
-    count = rank[:, -1:] + 1
-    window = taps - 1
-    ids = jnp.take_along_axis(segment_ids, order, axis=1)
-    batch, length = segment_ids.shape
-    if initial_ids is None:
-        initial_ids = jnp.full((batch, window), INITIAL, jnp.int32)
-    initial_ids = jnp.where(initial_ids == INITIAL, ids[:, :1], initial_ids)
-    # u with the padding behind everything: entry p is the place places[p].
-    ids = jnp.concatenate([initial_ids, ids], axis=1)
-    front = jnp.arange(-window, 0, dtype=jnp.int32)
-    front = jnp.broadcast_to(front, (batch, window))
-    places = jnp.concatenate([front, order], axis=1)
 
-    def entries(p):
-        """(places, ids) of entries p; what is outside has no id."""
-        held = (p >= 0) & (p < window + count[:, :, None])
-        p = jnp.clip(p, 0, window + length - 1).reshape(batch, -1)
-        place = jnp.take_along_axis(places, p, axis=1).reshape(held.shape)
-        found = jnp.take_along_axis(ids, p, axis=1).reshape(held.shape)
-        return place, jnp.where(held, found, PADDING)
+    def run(segment_ids, initial_ids):
+        from seqjax_kernels.pointwise import plan_kernels
 
-    own = (window + rank)[:, :, None]
-    tap = jnp.arange(taps, dtype=jnp.int32)[None, None]
-    place, found = entries(own - tap)
-    same = real[:, :, None] & (found == segment_ids[:, :, None])
-    sources = jnp.where(same, place, -taps)
+        batch, length = segment_ids.shape
+        tokens, block = configs.plan(length, taps)
 
-    # The same the other way around, for the places of u in order.
-    own = jnp.concatenate([front + window, own[:, :, 0]], axis=1)[:, :, None]
-    held = jnp.concatenate([jnp.ones_like(front, bool), real], axis=1)
-    own_ids = jnp.concatenate([initial_ids, segment_ids], axis=1)
-    place, found = entries(own + tap)
-    same = held[:, :, None] & (found == own_ids[:, :, None])
-    targets = jnp.where(same, place, -1)
-    place, found = entries((count + jnp.arange(window)[None])[:, :, None])
-    _, last_id = entries((count + window - 1)[:, :, None])
-    last = jnp.where(found == last_id, place, -taps)[:, :, 0]
-    slot = jnp.where(
-        held & (own_ids == last_id[:, :, 0]), own[:, :, 0] - count, -1
-    )
-    targets = jnp.concatenate([targets, slot[:, :, None]], axis=2)
-    return Plan(sources, targets, last)
+        def of(*shape):
+            return jax.ShapeDtypeStruct((batch, *shape), jnp.int32)
+
+        order, ranks, counts = launch.call(
+            plan_kernels.order_kernel,
+            segment_ids,
+            outputs=[of(length), of(length), of()],
+            grid=(batch * -(-length // tokens), 1, 1),
+            constants=dict(T=length, BT=tokens),
+            num_warps=8,
+            launcher=launcher,
+        )
+        places = length + taps - 1
+        return launch.call(
+            plan_kernels.plan_kernel,
+            segment_ids,
+            initial_ids,
+            order,
+            ranks,
+            counts,
+            outputs=[of(length, taps), of(places, taps + 1), of(taps)],
+            grid=(batch * -(-places // block), 1, 1),
+            constants=dict(
+                T=length,
+                W=taps,
+                BT=block,
+                BW=configs.power_of_two(taps + 1),
+            ),
+            launcher=launcher,
+        )
+
+    if taps == 1:
+        initial_ids = None
+    made = batching.fold(run, (True, True))(segment_ids, initial_ids)
+    sources, targets, last = made
+    return Plan(sources, targets, last[:, :-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

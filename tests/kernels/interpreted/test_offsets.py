@@ -14,6 +14,8 @@ from tests.kernels.interpreted import phantoms
 # B, T, G, H, K, V; the second of two batches lies beyond 2^31 cells.
 HEADS = (2, 1040, 4096, 8192, 256, 256)
 TOKENS = (2, 300_000, 8192)
+# Kernels of ids, which are few.
+SMALL = ("order_kernel", "plan_kernel")
 
 
 def array(*shape, dtype="bfloat16"):
@@ -69,7 +71,7 @@ def sums():
     [
         (scalar, 7),
         (channel, 8),
-        (convolve, 3),
+        (convolve, 5),
         (normalize, 2),
         (sums, 1),
     ],
@@ -82,4 +84,6 @@ def test_offsets(case, kernels, monkeypatch):
     assert len(launched) == kernels
     for one in launched:
         reached = phantoms.reach(monkeypatch, one)
+        if one[0].fn.__name__ in SMALL:
+            continue
         assert max(reached.values()) > 2**31, reached
