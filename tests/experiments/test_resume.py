@@ -161,7 +161,8 @@ def test_stopped_and_resumed(command, clean, stopped, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("devices", "fsdp", "seq"), [(4, 2, 1), (4, 1, 4), (1, 1, 1)]
+    ("devices", "fsdp", "seq"),
+    [pytest.param(4, 2, 1, marks=pytest.mark.full), (4, 1, 4), (1, 1, 1)],
 )
 def test_restored_on_other_meshes(
     command, clean, stopped, tmp_path, devices, fsdp, seq
