@@ -275,6 +275,8 @@ def tried(function: Callable[..., Row], *args: Any, otherwise: Row) -> Row:
     """A row, or `otherwise` with the reason: memory, or a refusal."""
     try:
         return function(*args)
+    except TimeoutError:
+        return otherwise._replace(note="out of time")
     except Exception as error:  # one row must not cost all others
         said = str(error).strip().splitlines() or [""]
         return otherwise._replace(

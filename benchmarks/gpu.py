@@ -45,7 +45,7 @@ from seqjax_kernels import launch
 EXIT_NO_GPU = 2
 _SHORT = _gpu_cases.Shape(1, 320, 2, 64)
 _SEED = 0
-_MOST_WAITED = 60.0  # seconds for kernels to be compiled, before any is timed
+_QUIET_AFTER = 60.0  # seconds in which all kernels should be compiled
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -120,6 +120,7 @@ class Bench:
     ):
         """Starts what needs no GPU; at `end` nothing is waited for any more."""
         self._cases, self._roofline, self._end = cases, roofline, end
+        self._quiet = time.monotonic() + _QUIET_AFTER
         self._made: tuple[Any, dict[str, futures.Future]] = (None, {})
         kind = jax.devices()[0].device_kind
         self._exact = {
@@ -182,7 +183,7 @@ class Bench:
 
     def _measure(self, case, shape, how) -> Row:
         # What compiles beside it would take time from what is timed.
-        futures.wait(self._kernels.values(), self._left(_MOST_WAITED))
+        futures.wait(self._kernels.values(), _until(self._quiet))
         seconds = self._kernel_seconds(case, shape, how)
         made = self._programs(case, shape, how)
         return _gpu_rows.measure(
@@ -193,7 +194,7 @@ class Bench:
         if how != "triton":
             return 0.0
         try:
-            return self._kernels[case.name, shape].result(self._left())
+            return self._kernels[case.name, shape].result(_until(self._end))
         except Exception:  # then they are compiled here, or it is said here
             return 0.0
 
@@ -205,11 +206,13 @@ class Bench:
             cases = [c for c in self._cases if how in implementations(c, step)]
             made = _gpu_rows.compile_all(cases, shape, how)
             self._made = key, made
-            futures.wait(made.values(), self._left())
+            futures.wait(made.values(), _until(self._end))
         return self._made[1][case.name].result(0)
 
-    def _left(self, most: float = float("inf")) -> float:
-        return min(most, max(0.0, self._end - time.monotonic()))
+
+def _until(end: float) -> float:
+    """Seconds that are left."""
+    return max(0.0, end - time.monotonic())
 
 
 def run(
