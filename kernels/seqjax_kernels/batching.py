@@ -53,18 +53,16 @@ def fold(run: Callable[..., tuple], leads: Sequence[bool]) -> Callable:
 
                 made = jax.lax.map(one, moving)
                 return made, (True,) * len(made)
-            flat = []
+            flat, batch = [], 0
             for array, is_batched, l in zip(given, batched, lead, strict=True):
                 if l and not is_batched:
                     array = jax.numpy.broadcast_to(array, (size, *array.shape))
                 if l:
-                    rows = size * array.shape[1]
-                    array = array.reshape(rows, *array.shape[2:])
+                    batch = array.shape[1]
+                    array = array.reshape(size * batch, *array.shape[2:])
                 flat.append(array)
             made = call(*fill(flat))
-            made = tuple(
-                a.reshape(size, a.shape[0] // size, *a.shape[1:]) for a in made
-            )
+            made = tuple(a.reshape(size, batch, *a.shape[1:]) for a in made)
             return made, (True,) * len(made)
 
         made = folded(*(arrays[i] for i in present))

@@ -115,6 +115,34 @@ def test_retention_mapped_and_scanned():
     )
 
 
+def test_mapped_over_gates_of_heads():
+    """They have no batch to fold into: one launch after another, or none."""
+    inputs = arrays((1, 8, 1, 4), (1, 8, 1, 4), (1, 8, 2, 4), (2, 2))
+
+    def run(implementation, q, k, v, gates):
+        def retain(gates):
+            return ops.retention(
+                q,
+                k,
+                v,
+                log_decay=-jax.nn.softplus(gates),
+                form="chunk",
+                implementation=implementation,
+            )
+
+        return jax.vmap(retain)(gates)
+
+    assert_same(
+        both_ways(functools.partial(run, "triton"), inputs),
+        both_ways(functools.partial(run, "xla"), inputs),
+    )
+    q, k, v, gates = inputs
+    nothing = functools.partial(run, "triton", q, k)
+    assert nothing(v, gates[:0])[0].shape == (0, *v.shape)
+    y, _ = jax.vmap(nothing, (0, None))(v[None][:0], gates[:1])
+    assert y.shape == (0, 1, *v.shape)
+
+
 @pytest.mark.parametrize(
     ("channels", "shards", "check_vma"),
     [(False, (1, 2), False), (False, (1, 8), True), (True, (2, 2), True)],
