@@ -10,19 +10,15 @@ import numpy as np
 
 from seqjax import recurrence
 from seqjax.ops import _additive_triton
-from seqjax.ops import _channel_chunk
-from seqjax.ops import _channel_forms
+from seqjax.ops import _additive_xla
 from seqjax.ops import _contract
 from seqjax.ops import _dispatch
-from seqjax.ops import _scalar_chunk
-from seqjax.ops import _scalar_forms
 from seqjax.parallel import sequence
 
 # Measured on two CPU cores, B1 K=V=64 and B16 K=V=32, H4: forward and backward
 # take the same time in both forms between T = 2 and 4, forward alone between 8
 # and 64; gradients decide.
 RECURRENT_UP_TO = 4
-DEFAULT_CHUNK = 64
 
 
 def additive(
@@ -129,13 +125,15 @@ def prepare(
         options,
         length=length,
         recurrent_up_to=RECURRENT_UP_TO,
-        default_chunk=DEFAULT_CHUNK,
+        default_chunk=_additive_xla.DEFAULT_CHUNK,
     )
     segment_ids, axis_name = options.segment_ids, options.axis_name
     if log_decay is not None:
         log_decay = log_decay.astype(dtype)
         if axis_name is not None or segment_ids is not None:
-            log_decay = _of_tokens(log_decay, (batch, length, heads))
+            log_decay = _additive_xla.of_tokens(
+                log_decay, (batch, length, heads)
+            )
     if initial is None:
         initial = jnp.zeros((batch, heads, q.shape[-1], value), dtype)
     inputs = _contract.align_inputs(
@@ -231,73 +229,6 @@ def gated(
     return y.astype(v.dtype), state.astype(state_dtype)
 
 
-def run_xla(
-    q,
-    k,
-    v,
-    log_decay,
-    starts,
-    initial,
-    *,
-    form,
-    chunk_size,
-    scale,
-    dtype,
-    precision,
-    decay_gradient=True,
-):
-    """The additive rule in plain JAX; the reference of any kernel."""
-    chunk_size = chunk_size or DEFAULT_CHUNK
-    if v.size == 0:
-        return jnp.zeros(v.shape, dtype), initial
-    if log_decay is not None and log_decay.ndim == 4 and form == "chunk":
-        plan = _channel_chunk.make_plan(
-            q,
-            v,
-            chunk_size=chunk_size,
-            scale=scale,
-            dtype=dtype,
-            precision=precision,
-        )
-        return _channel_chunk.channel_chunk(
-            plan, q, k, v, log_decay, starts, initial
-        )
-    plan = _scalar_chunk.make_plan(
-        q,
-        v,
-        chunk_size=chunk_size,
-        scale=scale,
-        dtype=dtype,
-        precision=precision,
-        decay_gradient=decay_gradient,
-    )
-    if log_decay is not None and (
-        form != "chunk" or q.shape[1] % (plan.chunk_size * plan.group)
-    ):
-        log_decay = _of_tokens(log_decay, v.shape[:3])
-    if form == "chunk":
-        return _scalar_chunk.scalar_chunk(
-            plan, q, k, v, log_decay, starts, initial
-        )
-    if form == "recurrent":
-        function = _scalar_forms.scalar_recurrent
-    elif log_decay is not None and log_decay.ndim == 4:
-        function = _channel_forms.channel_parallel
-    else:
-        function = _scalar_forms.scalar_parallel
-    return function(
-        q,
-        k,
-        v,
-        log_decay,
-        starts,
-        initial,
-        scale=scale,
-        dtype=dtype,
-        precision=precision,
-    )
-
-
 def _reading_before(local):
     """`local`, but with tokens that read the state in front of them.
 
@@ -328,20 +259,13 @@ def _reading_before(local):
     return run
 
 
-def _of_tokens(log_decay, shape):
-    """Gates [H] as [B, T, H]; gates of tokens stay as they are."""
-    if log_decay.ndim > 1:
-        return log_decay
-    return jnp.broadcast_to(log_decay[None, None], shape)
-
-
 def register(op: str) -> None:
     """Gives `op` its row of implementations."""
     _dispatch.IMPLEMENTATIONS[op] = {
         "triton": _dispatch.Implementation(
             _additive_triton.run, _additive_triton.refuses
         ),
-        "xla": _dispatch.Implementation(run_xla),
+        "xla": _dispatch.Implementation(_additive_xla.run),
     }
 
 

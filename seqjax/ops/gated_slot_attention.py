@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from seqjax import recurrence
 from seqjax.ops import _additive
+from seqjax.ops import _additive_xla
 from seqjax.ops import _contract
 from seqjax.ops import _dispatch
 from seqjax.ops import _slot_chunk
@@ -213,7 +214,7 @@ def _in_plain_jax(options, s, v, log_decay, chunk_size):
         segment_ids=options.segment_ids,
         initial=log_decay,
     )
-    return run is _additive.run_xla
+    return run is _additive_xla.run
 
 
 def _chunked(

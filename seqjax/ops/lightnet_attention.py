@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from seqjax import recurrence
 from seqjax.ops import _additive
+from seqjax.ops import _additive_xla
 from seqjax.ops import _contract
 from seqjax.ops import linear_recurrence
 from seqjax.parallel import sequence
@@ -108,7 +109,7 @@ def lightnet_attention(
         options,
         length=shapes["T"],
         recurrent_up_to=_additive.RECURRENT_UP_TO,
-        default_chunk=_additive.DEFAULT_CHUNK,
+        default_chunk=_additive_xla.DEFAULT_CHUNK,
     )
     if state is None:
         batch, heads, key, value = (shapes[letter] for letter in "BHKV")
