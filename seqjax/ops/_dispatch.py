@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from absl import logging
 import jax
 
+from seqjax_kernels import launch
+
 
 class Implementation(NamedTuple):
     """One way to run an operator.
@@ -31,6 +33,7 @@ class Implementation(NamedTuple):
 IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {}
 
 _chosen: dict[str, str] = {}
+_warned: set[str] = set()
 _lock = threading.Lock()
 
 
@@ -84,6 +87,8 @@ def choose(
     for name in names:
         reason = table[name].refuses(where, *args, **kwargs)
         if reason is None:
+            if implementation is None and where == "gpu" and reasons:
+                _warn_without_kernels(launch.why_not())
             _record(op, name)
             return table[name].run
         reasons.append(f"{name}: {reason}")
@@ -105,3 +110,15 @@ def _record(op: str, name: str) -> None:
         _chosen[op] = name
     if first or changed:
         logging.info("%s runs as %s on %s", op, name, platform())
+
+
+def _warn_without_kernels(reason: str | None) -> None:
+    """Says once that a GPU runs without its kernels, if it does."""
+    with _lock:
+        if reason is None or reason in _warned:
+            return
+        _warned.add(reason)
+    logging.warning(
+        "operators run on this GPU in plain JAX, without their kernels: %s",
+        reason,
+    )

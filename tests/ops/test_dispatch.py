@@ -7,6 +7,7 @@ import pytest
 
 from seqjax import ops
 from seqjax.ops import _dispatch
+from seqjax_kernels import launch
 
 
 def implementation(name, refusal=None):
@@ -103,6 +104,22 @@ def test_platform_is_that_of_the_abstract_mesh():
     ):
         assert _dispatch.platform() == "cpu"
     assert _dispatch.platform() == "cpu"
+
+
+def test_a_gpu_without_kernels_is_told_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(_dispatch.logging, "warning", lambda *a: said.append(a))
+    monkeypatch.setattr(_dispatch, "platform", lambda: "gpu")
+    monkeypatch.setattr(_dispatch, "_warned", set())
+    del _dispatch.IMPLEMENTATIONS["toy"]["gpu_kernel"]
+    # These arguments have no kernel, others may.
+    monkeypatch.setattr(launch, "why_not", lambda: None)
+    assert ran(None, 9) == "xla" and not said
+    monkeypatch.setattr(launch, "why_not", lambda: "Triton is not installed")
+    assert ran("xla") == "xla" and not said  # it was asked for
+    assert ran(None, 9) == ran(None, 9) == "xla"
+    (warning,) = said
+    assert warning[1] == "Triton is not installed"
 
 
 def test_an_operator_names_its_refusals(monkeypatch):
