@@ -117,7 +117,7 @@ def test_retention_mapped_and_scanned():
 
 def test_mapped_over_gates_of_heads():
     """They have no batch to fold into: one launch after another, or none."""
-    inputs = arrays((1, 8, 1, 4), (1, 8, 1, 4), (1, 8, 2, 4), (2, 2))
+    inputs = arrays((B, 8, 1, 4), (B, 8, 1, 4), (B, 8, 2, 4), (2, 2))
 
     def run(implementation, q, k, v, gates):
         def retain(gates):
@@ -141,6 +141,21 @@ def test_mapped_over_gates_of_heads():
     assert nothing(v, gates[:0])[0].shape == (0, *v.shape)
     y, _ = jax.vmap(nothing, (0, None))(v[None][:0], gates[:1])
     assert y.shape == (0, 1, *v.shape)
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_mapped_over_gates_of_tokens(channels):
+    """One launch over a larger batch, in either direction."""
+    inputs = inputs_of(channels)
+
+    def loss(gates):
+        q, k, v, _, initial = inputs
+        y, _ = gated("triton", None, None, q, k, v, gates, initial)
+        return jnp.sum(y)
+
+    gates = jnp.stack([inputs[3]] * 2)
+    mapped = jax.make_jaxpr(jax.vmap(jax.grad(loss)))(gates)
+    assert "scan[" not in str(mapped)
 
 
 @pytest.mark.parametrize(
