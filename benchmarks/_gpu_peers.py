@@ -2,7 +2,8 @@
 """Peers through torch on the same GPU, skipped where they are not installed.
 
 flash-linear-attention's layout is ours, [B, T, H, D], its gates are natural
-logarithms, its default scale is K**-0.5, and it returns (y, state).
+logarithms, its default scale is K**-0.5, and it returns (y, state).  Written
+for its releases 0.4 to 0.6.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ class _Peer(NamedTuple):
     """A function that stands against a case.
 
     Attributes:
-      module: that has it.
+      modules: of which the first that is there has it; releases differ.
       chunk: its name.
       step: name of that for one token, "" for none.
       gate: what `chunk` calls our log_decay.
@@ -26,7 +27,7 @@ class _Peer(NamedTuple):
       options: of `chunk`.
     """
 
-    module: str
+    modules: tuple[str, ...]
     chunk: str
     step: str = ""
     gate: str = ""
@@ -37,24 +38,26 @@ class _Peer(NamedTuple):
 # By name of the case.
 PEERS = {
     "linear_attention": _Peer(
-        "fla.ops.linear_attn",
+        ("fla.ops.linear_attn",),
         "chunk_linear_attn",
         "fused_recurrent_linear_attn",
         options=(("normalize", False),),  # the default divides
     ),
     "retention": _Peer(
-        "fla.ops.retention", "chunk_retention", "fused_recurrent_retention"
+        ("fla.ops.retention",), "chunk_retention", "fused_recurrent_retention"
     ),
     "simple_gla": _Peer(
-        "fla.ops.simple_gla",
+        ("fla.ops.simple_gla",),
         "chunk_simple_gla",
         "fused_recurrent_simple_gla",
         "g",
         "g",
     ),
-    "gla": _Peer("fla.ops.gla", "chunk_gla", "fused_recurrent_gla", "g", "gk"),
+    "gla": _Peer(
+        ("fla.ops.gla",), "chunk_gla", "fused_recurrent_gla", "g", "gk"
+    ),
     "short_convolution": _Peer(
-        "fla.modules.convolution",
+        ("fla.modules.causal_conv1d", "fla.modules.convolution"),
         "causal_conv1d",
         options=(("activation", "silu"),),
     ),
@@ -101,7 +104,15 @@ def why_not(name: str, step: bool = False) -> str | None:
 
 
 def _function(peer: _Peer, step: bool) -> Callable[..., Any]:
-    module = importlib.import_module(peer.module)
+    *others, last = peer.modules
+    for name in others:
+        try:
+            module = importlib.import_module(name)
+            break
+        except ImportError:
+            continue
+    else:
+        module = importlib.import_module(last)
     return getattr(module, peer.step if step else peer.chunk)
 
 

@@ -183,9 +183,13 @@ class Stand:
                 causal_conv1d=causal_conv1d
             ),
         }
-        monkeypatch.setattr(
-            _gpu_peers.importlib, "import_module", modules.__getitem__
-        )
+
+        def find(name):
+            if name not in modules:
+                raise ModuleNotFoundError(name)
+            return modules[name]
+
+        monkeypatch.setattr(_gpu_peers.importlib, "import_module", find)
         monkeypatch.setattr(_gpu_peers, "tensor", lambda a: Tensor(a))
         self.cuda = types.SimpleNamespace(is_available=lambda: True)
         self.autograd = types.SimpleNamespace(
