@@ -120,10 +120,12 @@ def backward_kernel(
         n, inverse = _normalized(u, EPS, N)
         if BEFORE:
             n_bar = bar * scale
-            total += bar * n
+            term = bar * n
         else:
             n_bar = bar * scale * a
-            total += bar * n * a
+            term = bar * n * a
+        # Without EPS, rows behind the last are divided by 0.
+        total += tl.where(mask, term, 0.0)
         along = tl.sum(n_bar * n, 1)[:, None] / N
         u_bar = inverse * (n_bar - n * along)
         if BEFORE:

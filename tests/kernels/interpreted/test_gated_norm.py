@@ -41,6 +41,7 @@ def assert_same(found, expected, bound):
     ("options", "dtype", "bound"),
     [
         (dict(activation="sigmoid", eps=0.3), "float32", 3e-6),
+        (dict(eps=0.0), "float32", 3e-6),
         (dict(gate_first=True, groups=3), "bfloat16", 1e-2),
     ],
 )
