@@ -119,9 +119,10 @@ def with_ratios(rows: Sequence[Row], peer: str) -> list[Row]:
     for row in rows:
         theirs = times.get((row.operator, row.shape))
         ours = row.both_ms or row.forward_ms
+        ratio = None
         if theirs and ours and row.contender != peer:
-            row = row._replace(ratio=theirs / ours)
-        made.append(row)
+            ratio = theirs / ours
+        made.append(row._replace(ratio=ratio))
     return made
 
 

@@ -282,3 +282,12 @@ def tried(function: Callable[..., Row], *args: Any, otherwise: Row) -> Row:
         return otherwise._replace(
             note=f"{type(error).__name__}: {said[0][:120]}".rstrip(": ")
         )
+
+
+def usable() -> bool:
+    """Whether this process can still compute."""
+    try:
+        jax.block_until_ready(jnp.arange(8) + 1)
+    except Exception:
+        return False
+    return True

@@ -14,19 +14,21 @@ Softmax attention (cuDNN's through JAX, torch's) stands beside as a line, and
 one small kernel is timed through each launcher.
 
 Rows come in the order of what they tell: kernels, peers, plain JAX.  Each is in
-the file as soon as it is made, and what there is no time left for says so.
-Kernels are compiled in processes beside this one.  Without a GPU it refuses.
+the file as soon as it is made, and what there is no time left for says so.  One
+that fails holds the reason, and costs no other: where it leaves CUDA unusable,
+another process goes on.  Kernels are compiled in processes beside it.  Without
+a GPU it refuses.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent import futures
 import functools
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -37,6 +39,7 @@ import jax
 from benchmarks import _gpu_cases
 from benchmarks import _gpu_measure
 from benchmarks import _gpu_rows
+from benchmarks import _gpu_watch
 from benchmarks import _gpu_workers
 from seqjax.ops import _dispatch
 from seqjax.training import provenance
@@ -218,29 +221,55 @@ def _until(end: float) -> float:
 def run(
     names: Sequence[str],
     seconds: float,
-    path: pathlib.Path | None,
+    path: pathlib.Path,
     workers: Callable[[], futures.Executor] = _gpu_workers.start,
+    resume: bool = False,
 ) -> list[Row]:
-    """Measures within a time, writes JSON as it goes, prints the table last."""
+    """Measures, and writes as it goes.
+
+    Args:
+      names: of the cases.
+      seconds: in which rows are begun.
+      path: of the file of results.
+      workers: starts what compiles beside.
+      resume: go on behind the rows of the file.
+
+    Returns:
+      All rows.
+
+    Raises:
+      Broken: no row can be made any more in this process.
+    """
     end = time.monotonic() + seconds
     cases = [c for c in _gpu_cases.CASES if c.name in names]
-    rows: list[Row] = []
+    rows = _gpu_watch.read(path) if resume else []
     pool = workers()
     try:
         roofline = _gpu_rows.measure_roofline()
         head = about(roofline)
         bench = Bench(cases, roofline, pool, end)
-        for make, otherwise in bench.jobs():
+        for make, otherwise in bench.jobs()[len(rows) :]:
             if time.monotonic() > end:
                 row = otherwise._replace(note="out of time")
             else:
+                _gpu_watch.write(path, head, _rated(rows), otherwise)
                 row = _gpu_rows.tried(make, otherwise=otherwise)
                 print(_gpu_measure.lines([row])[1], flush=True)
             rows.append(row)
-            if path is not None:
-                _write(path, head, rows)
+            _gpu_watch.write(path, head, _rated(rows))
+            if row.note and not _gpu_rows.usable():
+                raise Broken(row.note)
     finally:
         pool.shutdown(cancel_futures=True)
+    return _rated(rows)
+
+
+class Broken(RuntimeError):
+    """CUDA is unusable in this process."""
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """A short one, and geometric means."""
     print("\n".join(_gpu_measure.summary(rows)))
     for peer in ("fla", "xla"):
         rated = _gpu_measure.with_ratios(rows, peer)
@@ -248,15 +277,6 @@ def run(
         mean = _gpu_measure.geometric_mean(values)
         if mean is not None:
             print(f"kernels over {peer}, geometric mean: {mean:.2f}")
-    return _rated(rows)
-
-
-def _write(path: pathlib.Path, head: dict[str, Any], rows: list[Row]) -> None:
-    """In one step: whoever stops the benchmark finds a whole file."""
-    data = {"about": head, "rows": [r._asdict() for r in _rated(rows)]}
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(data, indent=1) + "\n")
-    part.replace(path)
 
 
 def _rated(rows: list[Row]) -> list[Row]:
@@ -276,6 +296,12 @@ _SECONDS = flags.DEFINE_float(
     "seconds", 420.0, "No row is begun after this many seconds."
 )
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+_WATCH = flags.DEFINE_bool(
+    "watch", True, "Measure in a process of its own, and in another if it dies."
+)
+_RESUME = flags.DEFINE_bool(
+    "resume", False, "With --nowatch: go on behind the rows of --out."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -288,16 +314,38 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(
             f"--ops: unknown {', '.join(unknown)}; known are {', '.join(known)}"
         )
+    if _WATCH.value or _OUT.value is None:
+        sys.exit(_watched(_OPS.value, _SECONDS.value, _OUT.value))
     # Else JAX takes most of the memory for itself, and torch finds none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     reason = why_not()
     if reason is not None:
         print(reason, file=sys.stderr)
         sys.exit(EXIT_NO_GPU)
-    path = None if _OUT.value is None else pathlib.Path(_OUT.value)
-    run(_OPS.value, _SECONDS.value, path)
+    code = 0
+    try:
+        run(
+            _OPS.value,
+            _SECONDS.value,
+            pathlib.Path(_OUT.value),
+            resume=_RESUME.value,
+        )
+    except Broken:
+        code = _gpu_watch.EXIT_BROKEN
     sys.stdout.flush()
-    os._exit(0)  # else it waits for compilations that came too late
+    os._exit(code)  # else it waits for compilations that came too late
+
+
+def _watched(names: Sequence[str], seconds: float, out: str | None) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(out or pathlib.Path(folder) / "gpu.json")
+        before = _gpu_watch.stamp(path)
+        command = [sys.executable, "-m", "benchmarks.gpu", "--nowatch"]
+        command += [f"--ops={','.join(names)}", f"--out={path}"]
+        code = _gpu_watch.watch(command, path, seconds)
+        if _gpu_watch.stamp(path) != before:
+            print_table(_gpu_watch.read(path))
+        return code
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from benchmarks import _gpu_cases
 from benchmarks import _gpu_measure
 from benchmarks import _gpu_peers
 from benchmarks import _gpu_rows
+from benchmarks import _gpu_watch
 from benchmarks import gpu
 from benchmarks import report
 from tests import _tree
@@ -264,6 +265,57 @@ def test_a_failing_row_costs_only_itself():
     row = _gpu_rows.tried(fails, otherwise=Row("gla", "a", "triton"))
     assert row.note == "RuntimeError: out of memory"
     assert (row.operator, row.contender) == ("gla", "triton")
+
+
+MEASURES = """
+import json, pathlib, sys, time
+path = pathlib.Path(sys.argv[1])
+row = dict(operator="gla", shape="a", contender="triton")
+resumed = "--resume" in sys.argv
+rows = json.loads(path.read_text())["rows"] if resumed else []
+def write(**more):
+    path.write_text(json.dumps(dict(about={}, rows=rows) | more))
+"""
+DIES = """
+if len(rows) < 3:
+    rows.append(row | dict(forward_ms=1.0))
+    write(now=row)
+    import os
+    os.kill(os.getpid(), 11)
+rows.append(row)
+write()
+"""
+BREAKS = """
+rows.append(row | dict(note="illegal address"))
+write()
+sys.exit(3 if len(rows) < 2 else 0)
+"""
+HANGS = """
+write(now=row)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "notes"),
+    [
+        (DIES, 0, ["", "its process ended with -11"] * 2 + [""]),
+        (BREAKS, 0, ["illegal address"] * 2),
+        (HANGS, 0, ["out of time"]),
+        ("sys.exit(2)", 2, ["of before"]),
+        ("write(); sys.exit(1)", 1, []),
+    ],
+    ids=["dies", "breaks", "hangs", "refuses", "fails"],
+)
+def test_a_process_that_breaks(does, code, notes, tmp_path):
+    path = tmp_path / "gpu.json"
+    _gpu_watch.write(path, {}, [Row("gla", "a", "fla", note="of before")])
+    script = tmp_path / "measures.py"
+    script.write_text(MEASURES + does)
+    command = [sys.executable, str(script), str(path)]
+    assert _gpu_watch.watch(command, path, 1.0, grace=1.0) == code
+    assert [r.note for r in _gpu_watch.read(path)] == notes
+    assert "now" not in path.read_text()
 
 
 def test_the_last_table_is_short():
