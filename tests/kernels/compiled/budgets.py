@@ -72,6 +72,12 @@ def _gated(q, k, v, log_decay, initial_state):
     )
 
 
+def _packed_gated(q, k, v, log_decay, segment_ids):
+    return ops.gated_linear_attention(
+        q, k, v, log_decay, segment_ids=segment_ids, implementation="triton"
+    )
+
+
 def _linear(q, k, v):
     return ops.linear_attention(q, k, v, implementation="triton")
 
@@ -125,6 +131,15 @@ BUDGETS = (
         (2, 5),
         (2, 6),
         0.6,
+    ),
+    # Padding is masked out of all inputs first, and of all gradients last.
+    Budget(
+        "gated_linear_attention, packed",
+        _packed_gated,
+        (*_QKV, _of(jnp.float32, 2, 16384, 16), _of(jnp.int32, 2, 16384)),
+        (2, 5),
+        (8, 13),
+        0.8,
     ),
     Budget(
         "gated_linear_attention, channels",
