@@ -11,6 +11,8 @@ JAX keeps float32 copies of wide rows for the gradient.
 """
 
 from collections.abc import Sequence
+import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ _OP = "gated_rms_norm"
 _ACTIVATIONS = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid}
 # A program of the kernel holds whole rows in registers.
 _MOST_CHANNELS = 8192
+_MOST_GROUPS = 65535  # the second axis of a CUDA grid
 
 
 def gated_rms_norm(
@@ -43,13 +46,14 @@ def gated_rms_norm(
       x: [..., D] float16, bfloat16, float32 or (all inputs) float64.
       gate: [..., D], before its activation.
       weight: [D].
-      eps: added to the mean square, which is taken in float32 (float64).
+      eps: a Python number of 0 or more, added to the mean square, which is
+        taken in float32 (float64).
       activation: of the gate, "silu" or "sigmoid".
       gate_first: True for rms(x a(gate)), False for rms(x) a(gate).
       groups: the last axis is normalised in that many groups.
       implementation: "triton" (NVIDIA GPUs, no float64, at most 8192 channels
-        a group; differentiable once), "xla", a list of names, or None for the
-        first of these that can run.
+        a group and 65535 groups; differentiable once), "xla", a list of names,
+        or None for the first of these that can run.
 
     Returns:
       [..., D] in the dtype of x.
@@ -60,24 +64,18 @@ def gated_rms_norm(
     shapes = _contract.Shapes(_OP)
     shapes.bind("weight", weight, "D")
     for name, value in (("x", x), ("gate", gate)):
-        if not hasattr(value, "shape") or value.shape[-1:] != weight.shape:
+        is_array = hasattr(value, "shape") and hasattr(value, "dtype")
+        if not is_array or value.shape[-1:] != weight.shape:
+            came = value.shape if is_array else type(value).__name__
             raise ValueError(
-                f"{_OP}: {name} must have shape [..., D] (D = {shapes['D']}"
-                f" from weight), got {getattr(value, 'shape', value)!r}"
+                f"{_OP}: {name} must be an array of shape [..., D]"
+                f" (D = {shapes['D']} from weight), got {came}"
             )
     if gate.shape != x.shape:
         raise ValueError(
             f"{_OP}: gate must have the shape of x, {x.shape}, got {gate.shape}"
         )
-    if activation not in _ACTIVATIONS:
-        raise ValueError(
-            f"{_OP}: activation must be one of {', '.join(_ACTIVATIONS)}, got"
-            f" {activation!r}"
-        )
-    if groups < 1 or shapes["D"] % groups:
-        raise ValueError(
-            f"{_OP}: groups must divide D = {shapes['D']}, got {groups!r}"
-        )
+    eps = _check_options(eps, activation, gate_first, groups, shapes["D"])
     _contract.accumulation_dtype(_OP, x=x, gate=gate, weight=weight)
     inputs = _contract.align_inputs(dict(x=x, gate=gate, weight=weight), None)
     run = _dispatch.choose(_OP, implementation, **inputs, groups=groups)
@@ -111,10 +109,37 @@ def run_xla(x, gate, weight, *, eps, activation, gate_first, groups):
     a = _ACTIVATIONS[activation](gate.astype(y.dtype))
     if gate_first:
         y = y * a
-    grouped = y.reshape(*y.shape[:-1], groups, -1)
+    grouped = y.reshape(*y.shape[:-1], groups, y.shape[-1] // groups)
     y = rms_normalize(grouped, eps).reshape(y.shape)
     y = y * weight.reshape((1,) * (y.ndim - 1) + weight.shape)
     return (y if gate_first else y * a).astype(x.dtype)
+
+
+def _check_options(eps, activation, gate_first, groups, width) -> float:
+    """Refuses options that do not fit; returns eps."""
+    number = isinstance(eps, numbers.Real) and not isinstance(eps, bool)
+    if not number or not 0 <= float(eps) < math.inf:
+        raise ValueError(
+            f"{_OP}: eps must be a Python number, finite and at least 0, got"
+            f" {eps!r}"
+        )
+    if activation not in tuple(_ACTIVATIONS):
+        raise ValueError(
+            f"{_OP}: activation must be one of {', '.join(_ACTIVATIONS)}, got"
+            f" {activation!r}"
+        )
+    if not isinstance(gate_first, bool):
+        raise ValueError(
+            f"{_OP}: gate_first must be True or False, got {gate_first!r}"
+        )
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise ValueError(f"{_OP}: groups must be an int, got {groups!r}")
+    if groups < 1 or width % groups:
+        raise ValueError(
+            f"{_OP}: groups must be at least 1 and divide D = {width}, got"
+            f" {groups}"
+        )
+    return float(eps)
 
 
 def _triton_refuses(platform, x, gate, weight, groups):
@@ -127,6 +152,8 @@ def _triton_refuses(platform, x, gate, weight, groups):
     if channels > _MOST_CHANNELS:
         most = _MOST_CHANNELS
         return f"takes at most {most} channels a group, got {channels}"
+    if groups > _MOST_GROUPS:
+        return f"takes at most {_MOST_GROUPS} groups, got {groups}"
     return launch.why_not()
 
 
