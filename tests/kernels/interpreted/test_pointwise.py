@@ -41,6 +41,7 @@ def documents(seed, batch, length, padded):
     """Packed documents; with padding anywhere, and one row of nothing else."""
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.integers(0, 4, size=(batch, length)), axis=1)
+    ids[0, -1] = 4  # so the final state holds less than its window
     if padded:
         ids[rng.random((batch, length)) < 0.3] = -1
         ids[-1] = -1
@@ -58,6 +59,9 @@ CONVOLUTIONS = {
     "packed": (2, 40, 20, 3, "float32", "silu", "packed", True),
     "padded": (3, 30, 20, 4, "float32", "silu", "padded", True),
     "padded, no state": (2, 30, 20, 4, "bfloat16", None, "padded", False),
+    "padded, one tap": (2, 20, 16, 1, "float32", "silu", "padded", True),
+    # Programs that make two tiles; the last one's second is not whole.
+    "long": (1, 300, 64, 2, "bfloat16", None, None, False),
 }
 
 
