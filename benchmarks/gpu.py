@@ -124,7 +124,7 @@ class Bench:
         """Starts what needs no GPU; at `end` nothing is waited for any more."""
         self._cases, self._roofline, self._end = cases, roofline, end
         self._quiet = time.monotonic() + _QUIET_AFTER
-        self._made: tuple[Any, dict[str, futures.Future]] = (None, {})
+        self._made: dict[Any, dict[str, futures.Future]] = {}
         kind = jax.devices()[0].device_kind
         self._exact = {
             c.name: pool.submit(_gpu_workers.exact, c.name, _SHORT, _SEED)
@@ -180,37 +180,35 @@ class Bench:
         exact = self._exact[case.name].result()
         program = None
         if how != "fla":
-            self._kernel_seconds(case, shape, how)
             program = self._programs(case, shape, how)[-1]
         return _gpu_rows.errors(case, shape, how, exact, _SEED, program)
 
     def _measure(self, case, shape, how) -> Row:
         # What compiles beside it would take time from what is timed.
         futures.wait(self._kernels.values(), _until(self._quiet))
-        seconds = self._kernel_seconds(case, shape, how)
         made = self._programs(case, shape, how)
+        seconds = 0.0
+        kernels = self._kernels.get((case.name, shape))
+        if how == "triton" and kernels.done() and not kernels.exception():
+            seconds = kernels.result()
         return _gpu_rows.measure(
             case, shape, how, self._roofline, made, seconds
         )
 
-    def _kernel_seconds(self, case, shape, how) -> float:
-        if how != "triton":
-            return 0.0
-        try:
-            return self._kernels[case.name, shape].result(_until(self._end))
-        except Exception:  # then they are compiled here, or it is said here
-            return 0.0
-
     def _programs(self, case, shape, how) -> list[_gpu_rows.Program]:
         """Of a case; those of all cases at a shape are compiled together."""
         key = shape, how
-        if self._made[0] != key:
+        if key not in self._made:
             step = shape.length == 1
             cases = [c for c in self._cases if how in implementations(c, step)]
+            if how == "triton":
+                # Where their worker failed they are compiled here.
+                waited = [self._kernels[c.name, shape] for c in cases]
+                futures.wait(waited, _until(self._end))
             made = _gpu_rows.compile_all(cases, shape, how)
-            self._made = key, made
+            self._made[key] = made
             futures.wait(made.values(), _until(self._end))
-        return self._made[1][case.name].result(0)
+        return self._made[key][case.name].result(0)
 
 
 def _until(end: float) -> float:
