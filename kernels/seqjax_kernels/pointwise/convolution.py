@@ -3,8 +3,9 @@
     y_t = act(bias + sum_j weight[W-1-j] u[t-j]),   u = initial state ++ x
 
 One launch forward; backward keeps only the inputs and makes the sums again,
-W (W+1) loads a cell of which all but three are of cached lines.  Weak where x
-has few channels: a program makes whole tiles of 16 or more.
+W (W+1) loads a cell of which all but three are of cached lines.  Packed
+documents take two launches more, for tables of 8 W + 12 bytes a token.  Weak
+where x has few channels: a program makes whole tiles of 16 or more.
 """
 
 import functools
