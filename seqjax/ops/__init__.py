@@ -3,7 +3,8 @@
 All share one contract.  `y, state = op(*inputs, initial_state=None,
 segment_ids=None, axis_name=None, exchange=None, form=None, chunk_size=None,
 implementation=None, state_dtype=None)`: the state is an argument and a result,
-both differentiable; every form is the same function.
+both differentiable; every form is the same function.  `gated_rms_norm` knows no
+time and has of all this only `implementation`.
 """
 
 from seqjax.ops import feature_maps as feature_maps
