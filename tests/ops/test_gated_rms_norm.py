@@ -61,3 +61,9 @@ def test_empty(shape):
     weight = np.ones(shape[-1:], np.float32)
     y = ops.gated_rms_norm(x, x, weight, groups=2)
     assert y.shape == shape and y.dtype == x.dtype
+
+
+def test_more_groups_than_a_grid_has():
+    x = np.ones((1, 2**16), np.float32)
+    with pytest.raises(ValueError, match="at most 65535 groups, got 65536"):
+        ops.gated_rms_norm(x, x, x[0], groups=2**16, implementation="triton")
