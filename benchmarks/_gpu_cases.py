@@ -50,12 +50,14 @@ class Case(NamedTuple):
         an initial_state.
       shapes: Shape -> {name: (shape, kind)}, kind "token", "gate", "weight".
       flops: Shape -> matrix FLOPs of the chunked form, forward.
+      state: whether it has one, and so a decode step.
     """
 
     name: str
     run: Callable[[dict[str, Any], str | None], tuple[Any, Any]]
     shapes: Callable[[Shape], dict[str, tuple[tuple[int, ...], str]]]
     flops: Callable[[Shape], float]
+    state: bool = True
 
 
 def tokens(shape: Shape, gate: str | None = None):
@@ -116,6 +118,17 @@ def _convolution_shapes(shape: Shape):
     return {"x": ((b, t, h * d), "token"), "weight": ((4, h * d), "weight")}
 
 
+def _norm(arrays, implementation):
+    return ops.gated_rms_norm(**arrays, implementation=implementation), None
+
+
+def _norm_shapes(shape: Shape):
+    kinds = {"x": "token", "gate": "token"}
+    return {name: (tuple(shape), kind) for name, kind in kinds.items()} | {
+        "weight": ((shape.width,), "weight")
+    }
+
+
 CASES = (
     Case(
         "linear_attention",
@@ -148,6 +161,7 @@ CASES = (
         _convolution_shapes,
         lambda shape: 0.0,
     ),
+    Case("gated_rms_norm", _norm, _norm_shapes, lambda shape: 0.0, state=False),
 )
 
 
@@ -159,7 +173,7 @@ def named(name: str) -> Case:
 def shapes_of(case: Case, shape: Shape):
     """{name: (shape, kind)} of a case; a decode step has a state too."""
     shapes = case.shapes(shape)
-    if shape.length > 1:
+    if shape.length > 1 or not case.state:
         return shapes
     if case.name == "short_convolution":
         width, channels = shapes["weight"][0]
@@ -184,7 +198,7 @@ def make_inputs(case: Case, shape: Shape, seed: int) -> dict[str, np.ndarray]:
 _PERIOD = 2**22
 
 
-# Gigabytes for the largest shape, which six cases take one after another.
+# Gigabytes for the largest shape, which the cases take one after another.
 @functools.lru_cache(maxsize=8)
 def _array(name: str, size: tuple[int, ...], kind: str, seed: int):
     rng = np.random.default_rng((seed, zlib.crc32(name.encode())))

@@ -22,7 +22,7 @@ class _Peer(NamedTuple):
       modules: of which the first that is there has it; releases differ.
       chunk: its name.
       step: name of that for one token, "" for none.
-      gate: what `chunk` calls our log_decay.
+      gate: what `chunk` calls our log_decay, or gate.
       step_gate: what `step` calls it.
       options: of `chunk`.
     """
@@ -60,6 +60,12 @@ PEERS = {
         ("fla.modules.causal_conv1d", "fla.modules.convolution"),
         "causal_conv1d",
         options=(("activation", "silu"),),
+    ),
+    "gated_rms_norm": _Peer(
+        ("fla.modules.norm.fused_norm_gate", "fla.modules.fused_norm_gate"),
+        "rms_norm_gated",
+        gate="g",
+        options=(("bias", None), ("activation", "silu"), ("eps", 1e-5)),
     ),
 }
 
@@ -140,10 +146,11 @@ def call(name: str, step: bool = False) -> Callable[..., Any]:
     gate = peer.step_gate if step else peer.gate
 
     def run(**given):
-        if "log_decay" in given:
-            given[gate] = given.pop("log_decay")
+        for ours in ("log_decay", "gate"):
+            if ours in given:
+                given[gate] = given.pop(ours)
         made = function(**given, **options)
-        return made if step else made[0]
+        return made[0] if isinstance(made, tuple) and not step else made
 
     return run
 

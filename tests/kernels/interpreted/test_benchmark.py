@@ -15,7 +15,7 @@ from benchmarks import gpu
 
 # What only a GPU has; rows must say so.
 ELSEWHERE = ("fla", "sdpa", "cudnn", "direct", "jax_triton")
-NAMES = ["simple_gla", "gla", "ssd", "short_convolution"]
+NAMES = ["simple_gla", "gla", "ssd", "short_convolution", "gated_rms_norm"]
 
 
 class Here(futures.Executor):
@@ -60,9 +60,9 @@ def test_all_of_it(toys, tmp_path, capsys):
     ours = [r for r in rows if r.contender not in ELSEWHERE]
     # errors, one shape and a decode step; kernels and plain JAX
     assert [r.note for r in ours if r.note] == []
-    assert len(ours) == 4 * 2 * 2 + 3 + 2
-    assert [r.contender for r in rows[:8]] == ["triton"] * 8
-    assert [r.contender for r in rows[-8:]] == ["xla"] * 8
+    assert len(ours) == 5 * 2 * 2 + 3 + 2
+    assert [r.contender for r in rows[:10]] == ["triton"] * 10
+    assert [r.contender for r in rows[-10:]] == ["xla"] * 10
     for row in ours:
         if row.error is not None:
             assert row.error < 0.03 and row.gradient_error < 0.03, row
@@ -77,7 +77,9 @@ def test_all_of_it(toys, tmp_path, capsys):
     gpu.print_table(rows)
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith("kernels over xla, geometric mean: 1.00")
-    assert printed[-2].split()[:2] == ["short_convolution", "1x1x2x16"]
+    shown = [line.split()[:2] for line in printed]
+    assert ["short_convolution", "1x1x2x16"] in shown
+    assert shown[-2] == ["gated_rms_norm", "1x20x2x16"]
 
 
 def test_a_row_that_fails(toys, tmp_path, monkeypatch):
