@@ -11,6 +11,9 @@ from seqjax.ops import feature_maps as feature_maps
 from seqjax.ops._dispatch import (
     chosen_implementations as chosen_implementations,
 )
+from seqjax.ops._dispatch import (
+    preferred_implementation as preferred_implementation,
+)
 from seqjax.ops.as_matrix import as_matrix as as_matrix
 from seqjax.ops.bidirectional import bidirectional as bidirectional
 from seqjax.ops.comba import comba as comba

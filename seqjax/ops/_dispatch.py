@@ -6,7 +6,9 @@ function does not change.  A named implementation that cannot run raises with
 the reason, and a list of names raises with all of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import contextvars
 import threading
 from typing import Any, NamedTuple
 
@@ -34,6 +36,9 @@ IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {}
 
 _chosen: dict[str, str] = {}
 _warned: set[str] = set()
+_preferred: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "preferred", default=()
+)
 _lock = threading.Lock()
 
 
@@ -47,6 +52,38 @@ def platform() -> str:
     if device is not None and getattr(device, "platform", None):
         return device.platform
     return jax.default_backend()
+
+
+@contextlib.contextmanager
+def preferred_implementation(
+    names: str | Sequence[str],
+) -> Iterator[None]:
+    """Operators that are given no implementation try these first.
+
+    For operators inside of layers and models: `"xla"` is differentiable in
+    forward mode and any number of times, kernels are not.  It counts while a
+    function is traced: what `jax.jit` traced outside stays as it is.
+
+    Args:
+      names: a name or an ordered list of names, as operators take them; one
+        that an operator does not have, or that cannot run, is passed over.
+
+    Raises:
+      ValueError: a name that no operator has.
+    """
+    known = {name for table in IMPLEMENTATIONS.values() for name in table}
+    wanted = (names,) if isinstance(names, str) else tuple(names)
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise ValueError(
+            f"names must be one of {', '.join(sorted(known))} or an ordered"
+            f" list of them, got {names!r}"
+        )
+    token = _preferred.set(wanted)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
 
 
 def choose(
@@ -69,7 +106,8 @@ def choose(
     """
     table = IMPLEMENTATIONS[op]
     if implementation is None:
-        names = list(table)
+        preferred = [n for n in _preferred.get() if n in table]
+        names = preferred + [n for n in table if n not in preferred]
     elif isinstance(implementation, str):
         names = [implementation]
     elif isinstance(implementation, Sequence):

@@ -57,6 +57,25 @@ def test_a_list_is_an_order():
     assert ran("xla") == "xla"
 
 
+def test_a_preference_counts_where_nothing_is_named():
+    with ops.preferred_implementation("xla"):
+        assert ran(None) == "xla"
+        assert ran("short_kernel") == "short_kernel"
+        with ops.preferred_implementation(["gpu_kernel", "short_kernel"]):
+            assert ran(None) == "short_kernel"  # the first cannot run
+            assert ran(None, 9) == "xla"
+        assert ran(None) == "xla"
+        # Others have no short_kernel.
+        q = jnp.zeros((1, 5, 2, 4))
+        with ops.preferred_implementation("short_kernel"):
+            assert ops.linear_attention(q, q, q)[0].shape == q.shape
+    assert ran(None) == "short_kernel"
+    for names in ("abacus", [], ["xla", "abacus"]):
+        with pytest.raises(ValueError, match="names must be one of gpu_kernel"):
+            with ops.preferred_implementation(names):
+                pass
+
+
 def test_what_ran_can_be_asked():
     ran(None)
     assert _dispatch.chosen_implementations()["toy"] == "short_kernel"

@@ -123,7 +123,8 @@ def plan_kernel(
 
     ahead = own[:, None] + w[None, :]
     place, found = _entry(ids, initial_ids, order, b, first, count, ahead, T, N)
-    same = held & (found == own_id[:, None])
+    # An entry that is absent has the id of padding, and meets nobody.
+    same = held & (found == own_id[:, None]) & (found != _PADDING)
     slot = tl.where(
         held & (own_id[:, None] == final[None, :]), (own - count)[:, None], -1
     )

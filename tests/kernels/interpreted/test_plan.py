@@ -18,7 +18,7 @@ def rows(kind):
     if kind == "padding anywhere":
         ids[rng.random(ids.shape) < 0.4] = PADDING
         ids[2] = PADDING
-        ids[1, 1:] = PADDING  # fewer tokens than taps
+        ids[1, 0], ids[1, 1:] = 3, PADDING  # fewer tokens than taps
     elif kind == "padding behind":
         ids[:, 37:] = PADDING
     return ids.astype(np.int32)
@@ -57,6 +57,7 @@ def test_plans(kind, taps, size, monkeypatch):
     given = np.full((3, window), INITIAL)
     given[0, :1] = PADDING  # as where tokens in front are too few
     given[1] = ids[1, 0]
+    given[1, : window - 1] = PADDING
     plan = convolution.make_plan(
         jnp.asarray(ids), taps, jnp.asarray(given, jnp.int32)
     )
