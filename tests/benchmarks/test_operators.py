@@ -15,8 +15,15 @@ from benchmarks import operators
 from tests import _tree
 
 TINY = _cases.Sizes(batch=2, length=24, heads=4, key_dim=4, value_dim=6)
-# One of each kind of chunk would do; this one is that of channel gates.
-SHARED = {"gated_delta_rule_2"}
+# One of each kind of chunk will do; these are those of others.
+SHARED = {
+    "comba",
+    "delta_rule",
+    "gated_delta_rule_2",
+    "lightning_attention",
+    "retention",
+    "rwkv6",
+}
 WITH_BASELINE = [
     pytest.param(name, marks=[pytest.mark.full] * (name in SHARED))
     for name, case in _cases.CASES.items()

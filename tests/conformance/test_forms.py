@@ -11,10 +11,11 @@ from tests.conformance import table
 BOUND = {"recurrent": 2e-6, "chunk": 1e-5, "parallel": 1e-5, None: 1e-5}
 
 
-def pairs(values, few):
+def pairs(values, few, rare=()):
     """(operator, value) for the values that the operator has.
 
-    Where another row stands for the core, the default run has `few` of them.
+    Where another row stands for the core, the default run has `few` of them;
+    it has no `rare` ones.
     """
     return [
         pytest.param(
@@ -22,7 +23,8 @@ def pairs(values, few):
             value,
             id=f"{operator.name}-{value}",
             marks=[pytest.mark.full]
-            if value in operator.only_in_full(values(operator), few)
+            if value in rare
+            or value in operator.only_in_full(values(operator), few)
             else [],
         )
         for operator in table.OPERATORS
@@ -35,7 +37,8 @@ def forms_of(operator):
 
 
 @pytest.mark.parametrize(
-    "operator,length", pairs(lambda o: o.lengths, spec.FEW_LENGTHS)
+    "operator,length",
+    pairs(lambda o: o.lengths, spec.FEW_LENGTHS, rare=(130,)),
 )
 def test_any_length(operator, length):
     problem, expected = cases.board(operator, length)
@@ -83,7 +86,11 @@ def test_one_token(operator, form):
     spec.check(result, expected, BOUND[form], form)
 
 
-@pytest.mark.parametrize("operator,form", pairs(forms_of, few=("chunk", None)))
+@pytest.mark.parametrize(
+    "operator,form",
+    # Others have the gradients of autodiff.
+    pairs(forms_of, few=("chunk", None), rare=("recurrent", "parallel")),
+)
 def test_gradient_equals_finite_difference(operator, form):
     """The operator's own values, moved along one direction in float64.
 
