@@ -29,13 +29,28 @@ def collectives(compiled) -> list[tuple[str, int]]:
     return found
 
 
+# A computation whose result is a loop, and what calls one.
+_LOOPS = re.compile(
+    r"\n%([\w.\-]+) [^\n]*\{\n(?:[^}\n][^\n]*\n)*?"
+    r"( *ROOT [^\n]* while\([^\n]*)"
+)
+_CALL = re.compile(r" call\(.*to_apply=%([\w.\-]+)")
+
+
 def entry(compiled) -> dict[str, tuple[str, set[str]]]:
-    """The entry computation: name -> (its line, names of its operands)."""
+    """The entry computation: name -> (its line, names of its operands).
+
+    A call of a loop, which newer releases make of a loop, is a loop's line.
+    """
     text = compiled.as_text()
+    loops = dict(_LOOPS.findall(text))
     body = text[text.index("\nENTRY ") :].split("\n}")[0]
     found = {}
     for line in body.splitlines()[1:]:
         name, _, right = line.strip().removeprefix("ROOT ").partition(" = ")
+        called = _CALL.search(right)
+        if called:
+            line = loops.get(called[1], line)
         if right:
             found[name] = line, set(_NAME.findall(_CALLED.sub("", right)))
     return found
